@@ -1,0 +1,81 @@
+"""ActorCriticPolicy: the expert; an actor that chooses, a critic that judges, and how widely the actor explores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from il_based_rl.networks import MLP, Activation
+from il_based_rl.policy import MLPPolicy
+
+
+class ActorCriticPolicy(nn.Module):
+    """An `MLPPolicy` as actor, a critic of the same layer sizes, and a learned log standard deviation.
+
+    Actor and critic share the actor's observation statistics and nothing else. The standard deviation does not depend on
+    the observation, and exists for continuous actions only.
+
+    Args:
+        observation_space: Box, Discrete, or a Dict or Tuple of these.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        hidden_dims: Hidden layer sizes of the actor, and of the critic.
+        activation: Between the layers.
+        generator: Source of the initial weights; None draws them from a generator of its own.
+
+    Raises:
+        UnsupportedSpaceError: One of the spaces is of another kind.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        hidden_dims: Sequence[int] = (64, 64),
+        *,
+        activation: Activation = "tanh",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        self.actor = MLPPolicy(
+            observation_space, action_space, hidden_dims, activation=activation, generator=generator
+        )
+        self.critic = MLP([self.actor.codec.size, *hidden_dims, 1], activation, last_gain=1.0, generator=generator)
+        continuous = self.actor.head.continuous
+        self.log_std = nn.Parameter(torch.zeros(self.actor.head.num_outputs)) if continuous else None
+
+    def forward(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
+        """Judge a batch of standardised features.
+
+        Args:
+            normalized: What `actor.normalizer` returns. Shape (B, O).
+
+        Returns:
+            The head's outputs, shape (B, num_outputs), and the values, shape (B,), in the units of the rewards it learns from.
+        """
+        return self.actor.network(normalized), self.critic(normalized).squeeze(-1)
+
+    def evaluate_actions(self, normalized: Tensor, raw_actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Judge actions that were taken.
+
+        Args:
+            normalized: As in `forward`.
+            raw_actions: Unbounded or counted from 0, as the head's `mode` gives them. Shape (B, num_actions).
+
+        Returns:
+            Log-probabilities, shape (B,); mean entropy, a scalar; values, shape (B,).
+        """
+        outputs, values = self(normalized)
+        head = self.actor.head
+        return head.log_prob(outputs, self.log_std, raw_actions), head.entropy(outputs, self.log_std), values
+
+    def log_std_array(self) -> np.ndarray | None:
+        """Return the log standard deviation, shape (A,), or None for discrete actions."""
+        return None if self.log_std is None else self.log_std.detach().cpu().numpy()

@@ -1,0 +1,211 @@
+"""BCAgent: behavioural cloning, from demonstrations to a student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from il_based_rl.config import BCConfig
+from il_based_rl.dataset import DemoDataset
+from il_based_rl.errors import FileFormatError, SpaceMismatchError, TrainingDivergedError
+from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
+from il_based_rl.heads import to_tensor
+from il_based_rl.policy import MLPPolicy, arguments_from, load_parameters, require_hidden_dims
+from il_based_rl.seeding import fresh_seed, generator, torch_seed
+from il_based_rl.spaces import space_from_plain
+
+KIND = "bc"
+
+
+@dataclass(frozen=True)
+class EpochProgress:
+    """What one epoch brought."""
+
+    epoch: int
+    """Epochs so far."""
+    metrics: dict[str, float]
+    """`train_loss`, `validation_loss` where episodes are held out, `learning_rate`."""
+
+
+class BCAgent:
+    """Learns to act as demonstrated, with its optimiser and random streams.
+
+    Args:
+        policy: The student; changed in place. Its input statistics are replaced by the demonstrations'.
+        config: Hyperparameters.
+        seed: Of the validation split and the minibatch order; None draws one.
+        device: Where training runs. Acting always runs on the CPU.
+
+    Example:
+        agent = BCAgent.for_dataset(DemoDataset.load("demos/ppo_expert_demos.npz"), seed=0)
+        for progress in agent.learn(dataset):
+            print(progress.epoch, progress.metrics["train_loss"])
+    """
+
+    def __init__(
+        self,
+        policy: MLPPolicy,
+        config: BCConfig | None = None,
+        *,
+        seed: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.policy = policy.to(device)
+        self.config = config or BCConfig()
+        self.seed = fresh_seed() if seed is None else seed
+        self.device = torch.device(device)
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.lr, fused=True)
+        self.epochs = 0
+        self._order = generator(self.seed, "minibatch order")
+        self._sampling = generator(self.seed, "action noise")
+
+    @classmethod
+    def for_dataset(
+        cls,
+        dataset: DemoDataset,
+        config: BCConfig | None = None,
+        *,
+        hidden_dims: Sequence[int] = (256, 256),
+        seed: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> BCAgent:
+        """Return an agent with a fresh student for the spaces that the demonstrations name.
+
+        Raises:
+            SpaceMismatchError: The demonstrations name no spaces.
+        """
+        if not {"observation_space", "action_space"} <= set(dataset.metadata):
+            raise SpaceMismatchError(
+                "the demonstrations' metadata name no observation_space and action_space; build the policy and pass it to BCAgent"
+            )
+        seed = fresh_seed() if seed is None else seed
+        weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
+        spaces = [space_from_plain(dataset.metadata[name]) for name in ("observation_space", "action_space")]
+        return cls(MLPPolicy(*spaces, hidden_dims, generator=weights), config, seed=seed, device=device)
+
+    def learn(self, dataset: DemoDataset) -> Iterator[EpochProgress]:
+        """Clone the demonstrations; yield after each epoch.
+
+        Some episodes are held out to report the validation loss; it shows gross over-fitting, and does not rank policies
+        (rollouts do). The learning rate falls linearly to 0.
+
+        Raises:
+            SpaceMismatchError: The demonstrations do not fit the policy's spaces.
+            TrainingDivergedError: The parameters are no longer finite.
+        """
+        config, policy = self.config, self.policy
+        training, held_out = self._split(dataset)
+        features, actions = self._examples(training)
+        policy.normalizer.fit(features.cpu().numpy())
+        normalized = policy.normalizer(features)
+        validation = None if held_out is None else self._examples(held_out)
+        while self.epochs < config.epochs:
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.lr * (1.0 - self.epochs / config.epochs)
+            order = torch.from_numpy(self._order.permutation(len(actions))).to(self.device)
+            loss_sum = torch.zeros((), device=self.device)
+            minibatches = zip(
+                normalized[order].split(config.batch_size), actions[order].split(config.batch_size), strict=True
+            )
+            for inputs, targets in minibatches:
+                loss = policy.head.cloning_loss(policy.network(inputs), targets)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                self.optimizer.step()
+                loss_sum += loss.detach() * len(targets)
+            self.epochs += 1
+            metrics = {"train_loss": float(loss_sum) / len(actions), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            if validation is not None:
+                with torch.no_grad():
+                    metrics["validation_loss"] = float(policy.head.cloning_loss(policy(validation[0]), validation[1]))
+            self._require_finite()
+            yield EpochProgress(self.epochs, metrics)
+
+    def _split(self, dataset: DemoDataset) -> tuple[DemoDataset, DemoDataset | None]:
+        """Hold out whole episodes; a data set of one episode is trained on whole."""
+        episodes = dataset.num_episodes
+        if episodes == 1 or self.config.validation_fraction == 0.0:
+            return dataset, None
+        held_out = min(max(1, round(self.config.validation_fraction * episodes)), episodes - 1)
+        order = generator(self.seed, "validation split").permutation(episodes)
+        return dataset.select(np.sort(order[held_out:])), dataset.select(np.sort(order[:held_out]))
+
+    def _examples(self, dataset: DemoDataset) -> tuple[Tensor, Tensor]:
+        """Features, shape (B, O), and raw actions, shape (B, num_actions), on the device."""
+        policy = self.policy
+        wanted = (policy.codec.row_shape, policy.action_space.shape)
+        found = (dataset.observations.shape[1:], dataset.actions.shape[1:])
+        if wanted != found:
+            raise SpaceMismatchError(
+                f"the demonstrations have observations of shape {found[0]} and actions of shape {found[1]}, "
+                f"the policy reads {wanted[0]} and writes {wanted[1]}"
+            )
+        try:
+            raw_actions = policy.head.from_env(dataset.actions)
+            features = policy.codec.features(dataset.observations)
+        except (ValueError, IndexError) as error:
+            raise SpaceMismatchError(f"the demonstrations do not fit the policy's spaces: {error}") from error
+        return to_tensor(features, self.device), to_tensor(raw_actions, self.device)
+
+    def _require_finite(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.policy.parameters()):
+            raise TrainingDivergedError(
+                f"cloning diverged in epoch {self.epochs}: the policy's parameters are no longer finite; "
+                f"lower --lr (now {self.config.lr})"
+            )
+
+    def predict(self, obs: Any, deterministic: bool = True) -> np.ndarray:
+        """Choose the action for one raw observation, or for a batch of them; see `MLPPolicy.predict`.
+
+        A student of continuous actions has learned no standard deviation, and always gives its one answer.
+        """
+        return self.policy.predict(obs, None if deterministic else self._sampling)
+
+    def save(self, path: str | Path, run: dict[str, Any] | None = None) -> None:
+        """Write the student as one `.pt` file; arguments and errors as in `PPOAgent.save`."""
+        payload = {
+            "kind": KIND,
+            "versions": package_versions(),
+            "architecture": self.policy.architecture,
+            "parameters": {name: tensor.cpu() for name, tensor in self.policy.state_dict().items()},
+            "training": {"config": asdict(self.config), "seed": self.seed, "epochs": self.epochs},
+            "run": run or {},
+        }
+        write_checkpoint(path, payload)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, hidden_dims: Sequence[int] | None = None, *, device: str | torch.device = "cpu"
+    ) -> BCAgent:
+        """Read a student that `save` wrote; arguments and errors as in `PPOAgent.load`."""
+        return cls.from_payload(read_checkpoint(path), path, hidden_dims, device=device)
+
+    @classmethod
+    def from_payload(
+        cls,
+        payload: dict[str, Any],
+        path: str | Path,
+        hidden_dims: Sequence[int] | None = None,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> BCAgent:
+        """Build the agent from a checkpoint that was read already; `path` is for messages."""
+        if payload.get("kind") != KIND:
+            raise FileFormatError(f"{path} holds a {payload.get('kind')} agent, not a student; load it with PPOAgent.load")
+        arguments = arguments_from(payload.get("architecture"))
+        require_hidden_dims(hidden_dims, arguments["hidden_dims"], path)
+        try:
+            training = payload["training"]
+            policy = MLPPolicy(**arguments)
+            load_parameters(policy, payload["parameters"])
+            agent = cls(policy, BCConfig(**training["config"]), seed=training["seed"], device=device)
+            agent.epochs = int(training["epochs"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        return agent

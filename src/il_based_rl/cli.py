@@ -1,0 +1,62 @@
+"""From an argument list to a command's settings, and from an error to one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from il_based_rl.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def parse(
+    settings: type[Settings],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str,
+    default: Settings | None = None,
+) -> Settings:
+    """Read settings from the command line (`sys.argv` where `argv` is None); flags that are not given keep `default`."""
+    arguments = _spell_out_bare_resume(list(sys.argv[1:] if argv is None else argv))
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    return tyro.cli(settings, prog=prog, description=description, args=arguments, default=default, config=config)
+
+
+def _spell_out_bare_resume(arguments: list[str]) -> list[str]:
+    """Turn `--resume` without a path into `--resume latest`; the parser knows no flag with an optional value."""
+    spelled: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        spelled.append(argument)
+        if argument == "--resume" and following.startswith("--"):
+            spelled.append("latest")
+    return spelled
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command; an error that the user can mend becomes one line on standard error and an exit code.
+
+    Raises:
+        SystemExit: With the error's exit code, or 130 after an interrupt from the keyboard.
+    """
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def notice(text: str) -> None:
+    """Tell the user something that is no result, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,255 @@
+"""Every command's settings, as frozen dataclasses that are valid once they exist.
+
+The command lines, their help texts and the README's flag tables are generated from these classes. Nothing heavy is
+imported, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from il_based_rl.errors import ConfigError
+
+LATEST = "latest"
+"""What a bare `--resume` stands for."""
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
+
+
+def _require_positive(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(value > 0 and math.isfinite(value), name, value, "above 0")
+
+
+def _require_widths(hidden_dims: tuple[int, ...] | None) -> None:
+    for width in hidden_dims or ():
+        _require(width > 0, "hidden_dims", " ".join(map(str, hidden_dims or ())), "whole numbers above 0")
+
+
+def _require_seed(seed: int | None) -> None:
+    _require(seed is None or seed >= 0, "seed", seed, "0 or more")
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases, the same three flags in every training command."""
+
+    wandb: bool = False
+    """Log to Weights & Biases; without an account or a network the run is kept offline."""
+    wandb_project: str = "il-based-rl"
+    """Project in Weights & Biases."""
+    wandb_run_name: str | None = None
+    """Run name in Weights & Biases; None stands for run_YYYYMMDD_HHMM_<env>_<steps>."""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Hyperparameters of PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347)."""
+
+    lr: float = 3e-4
+    """Learning rate of Adam."""
+    gamma: float = 0.99
+    """Discount factor per step."""
+    gae_lambda: float = 0.95
+    """Mixing weight of generalised advantage estimation: 0 one-step errors, 1 Monte Carlo."""
+    clip_range: float = 0.2
+    """PPO clip range: half-width of the trust interval around a probability ratio of 1."""
+    n_steps: int = 2048
+    """Rollout length per update, in steps of each environment."""
+    n_epochs: int = 10
+    """PPO epochs per update."""
+    batch_size: int = 64
+    """Minibatch size."""
+    entropy_coef: float = 0.0
+    """Entropy bonus coefficient."""
+    value_coef: float = 0.5
+    """Weight of the critic's mean squared error in the loss."""
+    max_grad_norm: float = 0.5
+    """Largest norm of a minibatch's gradient; longer ones are scaled down to it."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """Whether the learning rate stays, or falls linearly to 0 at the last step."""
+    target_kl: float | None = None
+    """Stop an update's epochs once a minibatch's approximate KL divergence (nats) passes 1.5 times this."""
+    normalize_obs: bool = True
+    """Standardise observations by running statistics that are saved with the policy."""
+    normalize_reward: bool = True
+    """Train on rewards divided by the running standard deviation of the discounted return."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "lr", "clip_range", "n_steps", "n_epochs", "max_grad_norm")
+        _require(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "between 0 and 1")
+        _require(0.0 <= self.gae_lambda <= 1.0, "gae_lambda", self.gae_lambda, "between 0 and 1")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2, as advantages are normalised over it")
+        for name in ("entropy_coef", "value_coef"):
+            value = getattr(self, name)
+            _require(value >= 0.0 and math.isfinite(value), name, value, "0 or more")
+        if self.target_kl is not None:
+            _require_positive(self, "target_kl")
+
+
+@dataclass(frozen=True)
+class TrainPPOConfig:
+    """Settings of `il-rl train-ppo`."""
+
+    env_id: str = "Pendulum-v1"
+    """Gymnasium environment ID, with continuous or discrete actions."""
+    total_timesteps: int = 200_000
+    """Environment steps in all, rounded up to whole rollouts."""
+    num_envs: int = 1
+    """Environments stepped side by side; a rollout has n-steps of each."""
+    hidden_dims: tuple[int, ...] = (64, 64)
+    """Hidden layer sizes of the actor and of the critic."""
+    seed: int | None = None
+    """Random seed; None draws one and writes it down."""
+    save_path: str = "checkpoints/ppo_agent.pt"
+    """Where the checkpoint goes; the run's other files lie in the folder of that name without the suffix."""
+    resume: str | None = None
+    """Go on with a run: bare from the latest checkpoint of this save path, with a PATH from that file."""
+    eval_interval: int = 10_000
+    """Evaluate and save a checkpoint at the first update at or past each multiple of this many steps."""
+    eval_episodes: int = 10
+    """Episodes of each evaluation, always from the same start states."""
+    device: str = "cpu"
+    """Where the updates run: cpu, cuda, or cuda:1 and so on."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    tracking: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes")
+        _require_widths(self.hidden_dims)
+        _require_seed(self.seed)
+        rollout = self.ppo.n_steps * self.num_envs
+        if self.ppo.batch_size > rollout:
+            raise ConfigError(
+                f"--batch-size {self.ppo.batch_size} is larger than a rollout of {rollout} steps "
+                f"(--n-steps {self.ppo.n_steps} times --num-envs {self.num_envs}); lower the first or raise the others"
+            )
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Settings of `il-rl collect`."""
+
+    env_id: str = "Pendulum-v1"
+    """Gymnasium environment ID."""
+    checkpoint: str = "checkpoints/ppo_agent.pt"
+    """The expert: a checkpoint of train-ppo or of train."""
+    num_episodes: int = 50
+    """Whole episodes to keep."""
+    seed: int = 0
+    """Random seed; every episode starts from a state of its own."""
+    save_path: str = "demos/ppo_expert_demos.npz"
+    """Where the demonstrations go."""
+    deterministic: bool = True
+    """Whether the expert takes its most likely action, or samples."""
+    min_return: float | None = None
+    """Keep only episodes whose return is at least this."""
+    max_attempts: int | None = None
+    """With min-return: episodes to play before giving up; None allows ten for each one wanted."""
+
+    def __post_init__(self) -> None:
+        check_collection(self.num_episodes, self.min_return, self.max_attempts)
+        _require_seed(self.seed)
+
+
+def check_collection(num_episodes: int, min_return: float | None, max_attempts: int | None) -> None:
+    """Raise ConfigError unless these three settings of a collection fit together."""
+    _require(num_episodes > 0, "num_episodes", num_episodes, "above 0")
+    _require(min_return is None or not math.isnan(min_return), "min_return", min_return, "a number")
+    if max_attempts is not None:
+        _require(max_attempts >= num_episodes, "max_attempts", max_attempts, f"at least --num-episodes {num_episodes}")
+
+
+@dataclass(frozen=True)
+class BCConfig:
+    """Hyperparameters of behavioural cloning."""
+
+    epochs: int = 100
+    """Passes over the training episodes."""
+    batch_size: int = 64
+    """Minibatch size."""
+    lr: float = 1e-3
+    """Learning rate of Adam at the start; it falls linearly to 0 at the last epoch."""
+    validation_fraction: float = 0.1
+    """Share of the episodes held out to report the validation loss; a data set of one episode is trained on whole."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "epochs", "batch_size", "lr")
+        fraction = self.validation_fraction
+        _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `il-rl train`."""
+
+    demo_path: str = "demos/ppo_expert_demos.npz"
+    """Demonstrations to clone."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layer sizes of the student."""
+    save_path: str = "checkpoints/bc_student.pt"
+    """Where the student goes; the run's other files lie in the folder of that name without the suffix."""
+    seed: int | None = None
+    """Random seed; None draws one and writes it down."""
+    device: str = "cpu"
+    """Where training runs: cpu, cuda, or cuda:1 and so on."""
+    bc: BCConfig = field(default_factory=BCConfig)
+    tracking: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        _require_widths(self.hidden_dims)
+        _require_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of `il-rl evaluate`."""
+
+    env_id: str = "Pendulum-v1"
+    """Gymnasium environment ID."""
+    checkpoint: str = "checkpoints/bc_student.pt"
+    """The policy: a checkpoint of train or of train-ppo."""
+    hidden_dims: tuple[int, ...] | None = None
+    """Hidden layer sizes that the file must have; None takes the file's."""
+    num_episodes: int = 20
+    """Episodes, each from a start state of its own."""
+    seed: int = 0
+    """Picks the start states; the same seed gives every policy the same ones, and none that training or collection used."""
+    deterministic: bool = True
+    """Whether the policy takes its most likely action, or samples."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_episodes")
+        _require_widths(self.hidden_dims)
+        _require_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Settings of `il-rl pipeline`."""
+
+    env_id: str = "Pendulum-v1"
+    """Gymnasium environment ID."""
+    ppo_timesteps: int = 200_000
+    """Environment steps that the expert trains for."""
+    num_demo_episodes: int = 50
+    """Episodes that the expert demonstrates."""
+    bc_epochs: int = 100
+    """Epochs that the student is cloned for."""
+    num_eval_episodes: int = 100
+    """Episodes that each policy of the closing table plays, all from the same start states."""
+    seed: int = 42
+    """Random seed of all stages."""
+    output_dir: str = "."
+    """Folder under which checkpoints/ and demos/ are written."""
+    tracking: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "ppo_timesteps", "num_demo_episodes", "bc_epochs", "num_eval_episodes")
+        _require_seed(self.seed)

@@ -1,0 +1,204 @@
+"""DemoDataset: demonstrations as flat arrays, one row a transition, in whole episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from il_based_rl.errors import FileFormatError
+from il_based_rl.files import read_arrays, write_arrays
+
+_ARRAYS = (
+    "observations",
+    "actions",
+    "rewards",
+    "terminated",
+    "truncated",
+    "final_observations",
+    "episode_lengths",
+    "seeds",
+)
+
+
+@dataclass(frozen=True)
+class DemoDataset:
+    """Whole episodes of demonstrations, one after the other.
+
+    `len(dataset)` counts transitions; `dataset.episodes` is a sequence of one-episode data sets that can be sliced.
+
+    Raises:
+        ValueError: The arrays contradict each other, or hold a number that is not finite.
+    """
+
+    observations: np.ndarray
+    """Raw observation before each action, not normalised; of a Dict or Tuple space flattened. Shape (T, *observation)."""
+    actions: np.ndarray
+    """The label to imitate; for plain collection what the environment executed. Shape (T, *action)."""
+    rewards: np.ndarray
+    """Raw reward after each action. Shape (T,), float64."""
+    terminated: np.ndarray
+    """The task ended with this transition. Shape (T,), bool."""
+    truncated: np.ndarray
+    """The clock ran out with this transition. Shape (T,), bool."""
+    final_observations: np.ndarray
+    """Observation that each episode ended in. Shape (E, *observation)."""
+    episode_lengths: np.ndarray
+    """Transitions of each episode. Shape (E,), int64."""
+    seeds: np.ndarray
+    """Seed that each episode's environment was reset with. Shape (E,), int64."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values: `env_id`, `observation_space`, `action_space`, who acted and how, package versions."""
+
+    def __post_init__(self) -> None:
+        steps, episodes = len(self.observations), len(self.episode_lengths)
+        for name in _ARRAYS[1:5]:
+            _require(len(getattr(self, name)) == steps, f"{len(getattr(self, name))} {name} for {steps} observations")
+        for name in ("final_observations", "seeds"):
+            _require(len(getattr(self, name)) == episodes, f"{len(getattr(self, name))} {name} for {episodes} episodes")
+        _require(episodes > 0 and bool((self.episode_lengths > 0).all()), "an episode without transitions")
+        _require(
+            int(self.episode_lengths.sum()) == steps, f"episodes of {self.episode_lengths.sum()} steps for {steps} observations"
+        )
+        _require(
+            self.observations.shape[1:] == self.final_observations.shape[1:],
+            f"observations of shape {self.observations.shape[1:]}, final ones of {self.final_observations.shape[1:]}",
+        )
+        ends = np.zeros(steps, bool)
+        ends[np.cumsum(self.episode_lengths) - 1] = True
+        _require(
+            bool((ends == (self.terminated | self.truncated)).all()),
+            "episode lengths that do not end where the terminated and truncated flags do",
+        )
+        for name in ("observations", "actions", "rewards", "final_observations"):
+            finite = np.isfinite(getattr(self, name)).reshape(len(getattr(self, name)), -1).all(1)
+            if not finite.all():
+                raise ValueError(self._place_of_fault(name, int(np.argmin(finite))))
+
+    def _place_of_fault(self, name: str, row: int) -> str:
+        if name == "final_observations":
+            return f"demonstrations hold a number that is not finite in the final observation of episode {row}"
+        episode = int(np.searchsorted(np.cumsum(self.episode_lengths), row, side="right"))
+        step = row - int(self.episode_lengths[:episode].sum())
+        before = "" if step == 0 else f", after action {np.asarray(self.actions[row - 1]).tolist()}"
+        return f"demonstrations hold a number that is not finite in {name} of episode {episode}, step {step}{before}"
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    @property
+    def episodes(self) -> Episodes:
+        """The episodes, as a sequence: `dataset.episodes[3]`, `dataset.episodes[:10]`, `for episode in dataset.episodes`."""
+        return Episodes(self)
+
+    @property
+    def num_episodes(self) -> int:
+        """How many episodes there are."""
+        return len(self.episode_lengths)
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """Row of each episode's first transition. Shape (E,)."""
+        return np.cumsum(self.episode_lengths) - self.episode_lengths
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted sum of rewards of each episode. Shape (E,)."""
+        return np.add.reduceat(self.rewards, self.episode_starts)
+
+    def select(self, episodes: Sequence[int] | np.ndarray) -> DemoDataset:
+        """Return the data set of these episodes, in this order.
+
+        Raises:
+            IndexError: There is no such episode.
+        """
+        chosen = np.asarray(episodes, np.int64)
+        if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= self.num_episodes:
+            raise IndexError(f"episodes {list(episodes)} of a data set of {self.num_episodes} episodes")
+        starts, lengths = self.episode_starts[chosen], self.episode_lengths[chosen]
+        rows = np.concatenate([np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)])
+        return DemoDataset(
+            **{name: getattr(self, name)[rows] for name in _ARRAYS[:5]},
+            **{name: getattr(self, name)[chosen] for name in _ARRAYS[5:]},
+            metadata=self.metadata,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the data set holds in a few plain numbers."""
+        returns, lengths = self.returns, self.episode_lengths
+        return {
+            "env_id": self.metadata.get("env_id"),
+            "episodes": self.num_episodes,
+            "transitions": len(self),
+            "return_mean": float(returns.mean()),
+            "return_std": float(returns.std()),
+            "return_min": float(returns.min()),
+            "return_max": float(returns.max()),
+            "length_min": int(lengths.min()),
+            "length_max": int(lengths.max()),
+            "terminated": int(self.terminated.sum()),
+            "truncated": int((self.truncated & ~self.terminated).sum()),
+            "observation_shape": list(self.observations.shape[1:]),
+            "action_shape": list(self.actions.shape[1:]),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the data set as one `.npz` file.
+
+        Raises:
+            FileWriteError: The file cannot be written; an older one is as it was.
+        """
+        write_arrays(path, {name: getattr(self, name) for name in _ARRAYS}, self.metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DemoDataset:
+        """Read a data set that `save` wrote; nothing in the file is executed.
+
+        Raises:
+            FileMissingError: There is no such file.
+            FileFormatError: It is damaged, foreign, of another version, or contradicts itself.
+        """
+        arrays, metadata = read_arrays(path)
+        missing = [name for name in _ARRAYS if name not in arrays]
+        if missing:
+            raise FileFormatError(f"{path} lacks {', '.join(missing)}; collect it again")
+        for name in _ARRAYS:
+            kind = arrays[name].dtype.kind
+            if kind not in ("b" if name in ("terminated", "truncated") else "iuf" if name != "actions" else "iufb"):
+                raise FileFormatError(f"{path} holds {name} of type {arrays[name].dtype}; expected numbers")
+        try:
+            return cls(**{name: arrays[name] for name in _ARRAYS}, metadata=metadata)
+        except (ValueError, IndexError, TypeError) as error:
+            raise FileFormatError(f"{path} is damaged: {error}") from error
+
+
+def _require(holds: bool, fault: str) -> None:
+    if not holds:
+        raise ValueError(f"demonstrations contradict themselves: {fault}")
+
+
+class Episodes(Sequence[DemoDataset]):
+    """The episodes of a data set; a number gives one, a slice a data set of several."""
+
+    def __init__(self, dataset: DemoDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return self._dataset.num_episodes
+
+    @overload
+    def __getitem__(self, which: int) -> DemoDataset: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> DemoDataset: ...
+
+    def __getitem__(self, which: int | slice) -> DemoDataset:
+        if isinstance(which, slice):
+            return self._dataset.select(range(len(self))[which])
+        return self._dataset.select([range(len(self))[which]])
+
+    def __iter__(self) -> Iterator[DemoDataset]:
+        return (self._dataset.select([i]) for i in range(len(self)))

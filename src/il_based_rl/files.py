@@ -1,0 +1,240 @@
+"""The one place that reads and writes files.
+
+A file is written beside its place and moved there once it is safely on disk, so that a name always holds a whole file, the
+old one or the new one. Reading never runs code from a file: checkpoints are read as tensors and plain values only
+(`weights_only=True`), arrays without pickles, and both against the check sums of their zip members.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError
+
+CHECKPOINT_FORMAT = "il_based_rl checkpoint"
+ARRAYS_FORMAT = "il_based_rl demonstrations"
+FORMAT_VERSION = 1
+_METADATA = "metadata_json"
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        FileWriteError: The place cannot be written, or the disk is full; `path` is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FileWriteError(f"cannot write {path}: {error.strerror or error}; choose a path that can be written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is durable without
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise FileWriteError now rather than after hours of work, if a file could not be written at `path`."""
+    path = Path(path)
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    if path.is_dir():
+        raise FileWriteError(f"cannot write {path}: it is a folder; give the path of a file")
+    with atomic_file(probe) as handle:
+        handle.write(b"probe")
+    probe.unlink()
+
+
+def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
+    """Write tensors and plain values as one `.pt` file.
+
+    Raises:
+        FileWriteError: See `atomic_file`.
+    """
+    import torch
+
+    with atomic_file(path) as handle:
+        torch.save({"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **payload}, handle)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read what `write_checkpoint` wrote, without running any code from it.
+
+    Raises:
+        FileMissingError: There is no such file.
+        FileFormatError: It is damaged, foreign or of another version.
+    """
+    import torch
+
+    _require_sound_zip(path, "a checkpoint")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader of a foreign file may fail in any way
+        raise FileFormatError(f"{path} is not a checkpoint of this package: {_first_line(error)}") from error
+    if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
+        raise FileFormatError(f"{path} is not a checkpoint of this package; train-ppo and train write them")
+    _require_version(path, payload.get("format_version"))
+    return payload
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Write arrays and plain metadata as one `.npz` file.
+
+    Raises:
+        FileWriteError: See `atomic_file`.
+    """
+    text = json.dumps({"format": ARRAYS_FORMAT, "format_version": FORMAT_VERSION, **metadata})
+    with atomic_file(path) as handle:
+        np.savez(handle, **{_METADATA: np.array(text)}, **dict(arrays))
+
+
+def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `write_arrays` wrote: the arrays and the metadata.
+
+    Raises:
+        FileMissingError: There is no such file.
+        FileFormatError: It is damaged, foreign or of another version.
+    """
+    _require_sound_zip(path, "a file of demonstrations")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        metadata = json.loads(str(arrays.pop(_METADATA)))
+    except Exception as error:  # as above
+        raise FileFormatError(f"{path} holds no demonstrations of this package: {_first_line(error)}") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != ARRAYS_FORMAT:
+        raise FileFormatError(f"{path} holds no demonstrations of this package; collect writes them")
+    _require_version(path, metadata.get("format_version"))
+    return arrays, metadata
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions that a file was written with."""
+    return {name: importlib.metadata.version(name) for name in ("il_based_rl", "torch", "gymnasium", "numpy")}
+
+
+def _require_sound_zip(path: str | Path, what: str) -> None:
+    if not Path(path).exists():
+        raise FileMissingError(f"there is no file {path}; expected {what}")
+    if not Path(path).is_file():
+        raise FileFormatError(f"{path} is not a regular file; expected {what}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise FileFormatError(f"{path} is damaged or is not {what}: {_first_line(error)}") from error
+    if damaged is not None:
+        raise FileFormatError(f"{path} is damaged: the check sum of its part {damaged} is wrong; take an older copy")
+
+
+def _require_version(path: str | Path, version: object) -> None:
+    if version != FORMAT_VERSION:
+        raise FileFormatError(
+            f"{path} has format version {version}, this package reads version {FORMAT_VERSION}; "
+            "install the version of il_based_rl that wrote it"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def move_aside(path: Path) -> Path | None:
+    """Rename a file or folder to its name with `.bak` behind it, in place of an older one.
+
+    Returns:
+        The new path, or None where there was nothing to move.
+
+    Raises:
+        FileWriteError: The folder cannot be written.
+    """
+    if not path.exists():
+        return None
+    backup = path.with_name(path.name + ".bak")
+    try:
+        if backup.is_dir():
+            shutil.rmtree(backup)
+        os.replace(path, backup)
+    except OSError as error:
+        raise FileWriteError(f"cannot move {path} to {backup}: {error.strerror or error}") from error
+    return backup
+
+
+def copy_file(source: str | Path, target: str | Path) -> None:
+    """Copy a file as safely as it is written."""
+    with open(source, "rb") as reader, atomic_file(target) as writer:
+        shutil.copyfileobj(reader, writer)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that is no longer needed; one that cannot be removed does no harm."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+class RowFile:
+    """A text file of JSON objects, one a line (`.jsonl`), to which rows are added and flushed one by one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise FileWriteError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row; NaN and infinity, which JSON lacks, become null."""
+        finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
+        self._handle.write(json.dumps(finite) + "\n")
+        self._handle.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read a `.jsonl` file; a last line that was cut off in the middle is left out."""
+    rows: list[dict[str, Any]] = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def rewrite_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a `.jsonl` file by these rows."""
+    with atomic_file(path) as handle:
+        handle.write("".join(json.dumps(row) + "\n" for row in rows).encode())

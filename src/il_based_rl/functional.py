@@ -1,0 +1,214 @@
+"""Returns and losses as pure functions: no state, no environment, no configuration.
+
+Axis letters: T steps, N environments, B batch, A action size, K discrete choices. Log-probabilities and entropies are in
+nats, summed over the components of an action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOG_TWO_PI = math.log(2.0 * math.pi)
+
+
+def generalized_advantages(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    next_values: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> np.ndarray:
+    """Estimate how much better each action was than the policy's average.
+
+    With `delta[t] = rewards[t] + gamma * next_values[t] - values[t]`, where the next value counts as 0 after termination:
+
+        advantages[t] = delta[t] + gamma * gae_lambda * advantages[t + 1]
+
+    and the sum stops at the end of an episode. `gae_lambda=0` is the one-step error (low variance, biased by `values`);
+    `gae_lambda=1` is the Monte Carlo return minus the value.
+
+    Args:
+        rewards: Reward received after each step. Shape (T, N).
+        values: Value of the observation acted upon. Shape (T, N), discounted reward.
+        next_values: Value of the observation that the step truly led to; at a truncation that is the final observation
+            of the episode, not the first one of the next. Shape (T, N).
+        terminated: The task ended, so nothing follows. It wins where both are set. Shape (T, N), bool.
+        truncated: The clock ran out: the future still counts, but is not observed. Shape (T, N), bool.
+        gamma: Discount per step, in [0, 1].
+        gae_lambda: Mixing weight, in [0, 1].
+
+    Returns:
+        Advantages, not normalised. Shape (T, N). Add `values` for the targets of the value function.
+
+    Raises:
+        ValueError: The five arrays differ in shape, for example when values keep a trailing axis of size 1; squeeze it.
+
+    Source:
+        Schulman et al. (2016), "High-dimensional continuous control using generalized advantage estimation", section 3,
+        https://arxiv.org/abs/1506.02438. Differs: the paper has one kind of ending.
+
+    Example:
+        Three steps of one environment, cut by the time limit where the next observation is worth 4:
+
+        >>> column = lambda *x: np.array(x)[:, None]
+        >>> generalized_advantages(
+        ...     rewards=column(1.0, 1.0, 1.0),
+        ...     values=column(0.0, 0.0, 0.0),
+        ...     next_values=column(0.0, 0.0, 4.0),
+        ...     terminated=column(False, False, False),
+        ...     truncated=column(False, False, True),
+        ...     gamma=0.5,
+        ...     gae_lambda=0.5,
+        ... )[:, 0].tolist()
+        [1.4375, 1.75, 3.0]
+    """
+    shapes = {array.shape for array in (rewards, values, next_values, terminated, truncated)}
+    if len(shapes) != 1:
+        raise ValueError(f"all five arrays need one shape (T, N), got {sorted(shapes)}; squeeze what has a further axis")
+    deltas = rewards + gamma * np.where(terminated, 0.0, next_values) - values
+    carry = gamma * gae_lambda * ~(terminated | truncated)
+    advantages = np.empty_like(deltas)
+    running = np.zeros_like(deltas[0])
+    for t in range(len(deltas) - 1, -1, -1):
+        running = deltas[t] + carry[t] * running
+        advantages[t] = running
+    return advantages
+
+
+def discounted_sums(
+    rewards: np.ndarray, done: np.ndarray, before: np.ndarray, gamma: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum the rewards seen so far in each episode, older ones discounted.
+
+        sums[t] = gamma * sums[t - 1] + rewards[t],   with sums[t - 1] = 0 at the start of an episode
+
+    Args:
+        rewards: Shape (T, N).
+        done: The episode ended with this step, for whatever reason. Shape (T, N), bool.
+        before: The running sums that these steps continue. Shape (N,).
+        gamma: Discount per step, in [0, 1].
+
+    Returns:
+        The sums, shape (T, N), and the running sums to continue from, shape (N,).
+    """
+    sums = np.empty_like(rewards)
+    running = before
+    for t in range(len(rewards)):
+        sums[t] = gamma * running + rewards[t]
+        running = np.where(done[t], 0.0, sums[t])
+    return sums, running
+
+
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+    """Log-density of unbounded actions under independent normals.
+
+    Args:
+        mean: Shape (B, A).
+        log_std: Logarithm of the standard deviation. Shape (A,).
+        actions: Not clipped to any bounds. Shape (B, A).
+
+    Returns:
+        Shape (B,).
+    """
+    standardized = (actions - mean) * torch.exp(-log_std)
+    return -0.5 * standardized.square().sum(-1) - log_std.sum() - 0.5 * LOG_TWO_PI * mean.shape[-1]
+
+
+def gaussian_entropy(log_std: Tensor) -> Tensor:
+    """Entropy of independent normals, a scalar; it does not depend on the mean."""
+    return log_std.sum() + 0.5 * (1.0 + LOG_TWO_PI) * log_std.shape[-1]
+
+
+def categorical_log_prob(logits: Tensor, actions: Tensor, choices: Sequence[int]) -> Tensor:
+    """Log-probability of one choice from each of several lists.
+
+    Args:
+        logits: The lists side by side. Shape (B, sum(choices)).
+        actions: Index into each list, from 0. Shape (B, K), integer.
+        choices: Length of each list; K numbers.
+
+    Returns:
+        Shape (B,).
+    """
+    parts = [
+        F.log_softmax(part, -1).gather(-1, actions[:, k : k + 1])
+        for k, part in enumerate(torch.split(logits, list(choices), -1))
+    ]
+    return torch.cat(parts, -1).sum(-1)
+
+
+def categorical_entropy(logits: Tensor, choices: Sequence[int]) -> Tensor:
+    """Entropy of independent choices from several lists. Shapes as in `categorical_log_prob`; returns (B,)."""
+    log_probs = [F.log_softmax(part, -1) for part in torch.split(logits, list(choices), -1)]
+    return -torch.cat([part.exp() * part for part in log_probs], -1).sum(-1)
+
+
+def bernoulli_log_prob(logits: Tensor, actions: Tensor) -> Tensor:
+    """Log-probability of independent bits. Args: logits, shape (B, A); actions, 0 or 1, shape (B, A). Returns (B,)."""
+    return -F.binary_cross_entropy_with_logits(logits, actions, reduction="none").sum(-1)
+
+
+def bernoulli_entropy(logits: Tensor) -> Tensor:
+    """Entropy of independent bits. Args: logits, shape (B, A). Returns (B,)."""
+    return (F.softplus(logits) - logits * torch.sigmoid(logits)).sum(-1)
+
+
+def ppo_clip_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_range: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped surrogate, negated so that smaller is better.
+
+        loss = -mean(min(ratio * advantages, clip(ratio, 1 - clip_range, 1 + clip_range) * advantages))
+
+    Args:
+        log_probs: Of the actions under the policy that learns. Shape (B,).
+        old_log_probs: Of the same actions under the policy that acted. Shape (B,).
+        advantages: Shape (B,).
+        clip_range: Half-width of the trust interval around a ratio of 1, above 0.
+
+    Returns:
+        The loss, and `approx_kl` (nats, the estimator `mean(ratio - 1 - log(ratio))` of http://joschu.net/blog/kl-approx.html) and
+        `clip_fraction` (share of ratios outside the interval).
+
+    Source:
+        Schulman et al. (2017), "Proximal policy optimization algorithms", eq. (7), https://arxiv.org/abs/1707.06347.
+
+    Example:
+        A ratio of 2 with a positive advantage counts as 1.2 only:
+
+        >>> two, one = torch.log(torch.tensor([2.0])), torch.zeros(1)
+        >>> round(ppo_clip_loss(two, one, torch.ones(1), clip_range=0.2)[0].item(), 6)
+        -1.2
+    """
+    log_ratio = log_probs - old_log_probs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    loss = -torch.min(ratio * advantages, clipped * advantages).mean()
+    with torch.no_grad():
+        metrics = {
+            "approx_kl": (ratio - 1.0 - log_ratio).mean(),
+            "clip_fraction": (ratio != clipped).float().mean(),
+        }
+    return loss, metrics
+
+
+def explained_variance(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """Share of the targets' variance that the predictions account for: 1 is perfect, 0 no better than a constant.
+
+    NaN where the targets do not vary.
+
+    Example:
+        >>> explained_variance(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
+        1.0
+    """
+    variance = float(np.var(targets))
+    return math.nan if variance == 0.0 else 1.0 - float(np.var(targets - predictions)) / variance

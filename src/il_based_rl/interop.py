@@ -1,0 +1,117 @@
+"""Anybody's agent, ours or another library's, as one kind of actor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from il_based_rl.actor_critic_policy import ActorCriticPolicy
+from il_based_rl.envs import Player
+from il_based_rl.errors import EnvironmentFaultError
+from il_based_rl.policy import MLPPolicy, require_spaces
+from il_based_rl.rollout import Actor
+
+
+def actor_from(
+    agent: Any,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    *,
+    deterministic: bool,
+    random: np.random.Generator,
+) -> Actor:
+    """Turn an agent into an actor.
+
+    Args:
+        agent: An agent of this package, anything with `predict(obs) -> action`, or a plain callable of that kind. A foreign one
+            is given one observation at a time, `deterministic` if its signature has it, and `state` and `episode_start` if it
+            has those (recurrent policies); it may return `(action, state)`.
+        observation_space: The environment's.
+        action_space: The environment's.
+        deterministic: Whether to take the most likely action.
+        random: Source of the samples of an agent of this package.
+
+    Raises:
+        SpaceMismatchError: An agent of this package was made for other spaces.
+        TypeError: The agent can be asked in none of these ways.
+    """
+    policy = getattr(agent, "policy", None)
+    if isinstance(policy, ActorCriticPolicy):
+        own, log_std = policy.actor, policy.log_std_array()
+    elif isinstance(policy, MLPPolicy):
+        own, log_std = policy, None
+    else:
+        predict = getattr(agent, "predict", agent)
+        if not callable(predict):
+            raise TypeError(f"agent must have predict(obs) or be callable, got {type(agent).__name__}")
+        return _ForeignActor(predict, action_space, deterministic)
+    require_spaces(own, observation_space, action_space, "the agent", "the environment")
+    return _policy_actor(own, None if deterministic else random, log_std)
+
+
+def _policy_actor(policy: MLPPolicy, random: np.random.Generator | None, log_std: np.ndarray | None) -> Actor:
+    outputs_of, codec, head = policy.as_numpy(), policy.codec, policy.head
+
+    def act(players: Sequence[Player]) -> np.ndarray:
+        outputs = outputs_of(codec.features(np.stack([player.row for player in players])))
+        if random is not None:
+            outputs = outputs + head.noise(random, (len(players),), log_std)
+        return head.to_env(head.mode(outputs))
+
+    return act
+
+
+class _ForeignActor:
+    """Asks another library's agent for one action at a time, and keeps the state of a recurrent one for each player."""
+
+    def __init__(self, predict: Callable[..., Any], action_space: gym.Space[Any], deterministic: bool) -> None:
+        self._predict, self._space = predict, action_space
+        parameters = _parameters(predict)
+        self._fixed = {"deterministic": deterministic} if "deterministic" in parameters else {}
+        self._recurrent = {"state", "episode_start"} <= parameters
+        self._states: dict[int, Any] = {}
+
+    def __call__(self, players: Sequence[Player]) -> np.ndarray:
+        return np.stack([self._act(player) for player in players])
+
+    def _act(self, player: Player) -> np.ndarray:
+        known = dict(self._fixed)
+        if self._recurrent:
+            first = player.steps == 0
+            known["state"] = None if first else self._states.get(player.index)
+            known["episode_start"] = np.array([first])
+        answer = self._predict(player.obs, **known)
+        if isinstance(answer, tuple) and len(answer) == 2:
+            answer, self._states[player.index] = answer
+        return self._inside(answer, player)
+
+    def _inside(self, answer: Any, player: Player) -> np.ndarray:
+        """Give an action its space's shape and number type; one outside finite bounds is moved to them."""
+        space, action = self._space, np.asarray(answer)
+        try:
+            if action.size != np.prod(space.shape or (1,), dtype=int) or not np.isfinite(action).all():
+                raise ValueError("expected finite numbers")
+            action = action.reshape(space.shape or ())
+            if isinstance(space, spaces.Box):
+                action = np.clip(action, space.low, space.high)
+            typed = action.astype(space.dtype)
+            if not isinstance(space, spaces.Box) and not ((typed == action).all() and space.contains(typed)):
+                raise ValueError("expected one of its actions")
+        except (ValueError, TypeError) as error:
+            raise EnvironmentFaultError(
+                f"environment {player.index}, step {player.steps} of its episode: the agent's action {answer!r} does not fit "
+                f"{space}: {error}"
+            ) from error
+        return typed
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return set()

@@ -1,0 +1,160 @@
+"""MLPPolicy: from observations to actions; the student, and the actor inside the expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from il_based_rl.errors import ArchitectureMismatchError, FileFormatError, SpaceMismatchError
+from il_based_rl.heads import action_head
+from il_based_rl.networks import MLP, Activation, NumpyFunction, RunningNormalizer
+from il_based_rl.spaces import ObservationCodec, same_space, space_from_plain, space_to_plain
+
+
+class MLPPolicy(nn.Module):
+    """A multi-layer perceptron that reads raw observations and writes actions which the environment's space contains.
+
+    Its observation statistics are part of it. Actions may be Box, Discrete, MultiDiscrete or MultiBinary.
+
+    Args:
+        observation_space: Box, Discrete, or a Dict or Tuple of these.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        hidden_dims: Hidden layer sizes; none makes a linear policy.
+        activation: Between the layers.
+        generator: Source of the initial weights; None draws them from a generator of its own.
+
+    Raises:
+        UnsupportedSpaceError: One of the spaces is of another kind.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        hidden_dims: Sequence[int] = (256, 256),
+        *,
+        activation: Activation = "relu",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        self.observation_space, self.action_space = observation_space, action_space
+        self.hidden_dims, self.activation = tuple(hidden_dims), activation
+        self.codec = ObservationCodec(observation_space)
+        self.head = action_head(action_space)
+        self.normalizer = RunningNormalizer(self.codec.measured)
+        sizes = [self.codec.size, *hidden_dims, self.head.num_outputs]
+        self.network = MLP(sizes, activation, last_gain=0.01, generator=generator)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features that are not standardised yet, shape (B, O), to the head's outputs, shape (B, num_outputs)."""
+        return self.network(self.normalizer(features))
+
+    def as_numpy(self) -> NumpyFunction:
+        """Return `forward` on NumPy arrays, for acting; it follows the weights, but not later observation statistics."""
+        normalize, network = self.normalizer.as_numpy(), self.network.as_numpy()
+        return lambda features: network(normalize(features))
+
+    def predict(
+        self, obs: Any, random: np.random.Generator | None = None, log_std: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Choose actions for one raw observation or a batch of them.
+
+        Args:
+            obs: One observation of the space, or a batch along a first axis (of each part, for Dict and Tuple).
+            random: Samples from the distribution; None takes the most likely action.
+            log_std: Logarithm of the standard deviation of continuous actions, for sampling. Shape (A,).
+
+        Returns:
+            The action, or the batch of them; each is inside the action space. A single Discrete action is a NumPy integer.
+
+        Raises:
+            SpaceMismatchError: The observation fits the space neither alone nor as a batch.
+        """
+        try:
+            rows, single = self.codec.rows(obs)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise SpaceMismatchError(f"cannot read this observation of {self.observation_space}: {error}") from error
+        outputs = self.as_numpy()(self.codec.features(rows))
+        if random is not None:
+            outputs = outputs + self.head.noise(random, (len(rows),), log_std)
+        actions = self.head.to_env(self.head.mode(outputs))
+        return actions[0] if single else actions
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Everything needed to build this policy again, as plain values; `from_architecture` does."""
+        return {
+            "observation_space": space_to_plain(self.observation_space),
+            "action_space": space_to_plain(self.action_space),
+            "hidden_dims": list(self.hidden_dims),
+            "activation": self.activation,
+        }
+
+
+def arguments_from(architecture: Any) -> dict[str, Any]:
+    """Turn a stored architecture into constructor arguments.
+
+    Raises:
+        FileFormatError: It is not what `architecture` returns.
+    """
+    try:
+        activation, hidden_dims = architecture["activation"], tuple(architecture["hidden_dims"])
+        observation_space = space_from_plain(architecture["observation_space"])
+        action_space = space_from_plain(architecture["action_space"])
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
+    if activation not in ("tanh", "relu") or not all(type(width) is int and width > 0 for width in hidden_dims):
+        raise FileFormatError(f"the checkpoint describes a policy of {hidden_dims} {activation} units; it is damaged")
+    return {
+        "observation_space": observation_space,
+        "action_space": action_space,
+        "hidden_dims": hidden_dims,
+        "activation": activation,
+    }
+
+
+def load_parameters(module: nn.Module, parameters: Any) -> None:
+    """Copy stored tensors into a module.
+
+    Raises:
+        FileFormatError: They are not this module's in name and shape, or one of them is not finite.
+    """
+    try:
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in parameters.values())
+        module.load_state_dict(parameters)
+    except (RuntimeError, AttributeError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise FileFormatError(f"the checkpoint's parameters do not fit the policy that it describes: {reason}") from error
+    if not finite:
+        raise FileFormatError("the checkpoint holds parameters that are not finite; it is damaged, or training had diverged")
+
+
+def require_hidden_dims(expected: Sequence[int] | None, found: Sequence[int], path: object) -> None:
+    """Raise ArchitectureMismatchError if layer sizes were asked for and a file has others."""
+    if expected is not None and tuple(expected) != tuple(found):
+        raise ArchitectureMismatchError(
+            f"{path} has hidden_dims {list(found)}, not {list(expected)}; leave them out, or give the file's"
+        )
+
+
+def require_spaces(
+    policy: MLPPolicy, observation_space: gym.Space[Any], action_space: gym.Space[Any], who: str, where: str
+) -> None:
+    """Raise SpaceMismatchError unless a policy's spaces are the given ones."""
+    pairs = [
+        ("observation", policy.observation_space, observation_space),
+        ("action", policy.action_space, action_space),
+    ]
+    for name, own, other in pairs:
+        if not same_space(own, other):
+            raise SpaceMismatchError(
+                f"{who} and {where} do not fit: {name} space {own} against {other}; use the environment it was trained on"
+            )

@@ -1,0 +1,298 @@
+"""PPOAgent: proximal policy optimisation, from rollouts to a better policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from il_based_rl.actor_critic_policy import ActorCriticPolicy
+from il_based_rl.buffer import RolloutBatch, RolloutBuffer
+from il_based_rl.config import PPOConfig
+from il_based_rl.envs import Envs, as_envs
+from il_based_rl.errors import FileFormatError, TrainingDivergedError
+from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
+from il_based_rl.functional import discounted_sums, explained_variance, ppo_clip_loss
+from il_based_rl.heads import to_tensor
+from il_based_rl.networks import RewardScaler
+from il_based_rl.policy import arguments_from, load_parameters, require_hidden_dims, require_spaces
+from il_based_rl.rollout import FinishedEpisode, Rollouts
+from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, start_seeds, torch_seed
+
+KIND = "ppo"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one update brought."""
+
+    env_steps: int
+    """Environment steps so far, over all environments."""
+    metrics: dict[str, float]
+    """Losses and measures of this update, by name."""
+    episodes: list[FinishedEpisode]
+    """Episodes that ended during this rollout."""
+
+
+class PPOAgent:
+    """Learns to act by PPO, with its optimiser, reward statistics and random streams.
+
+    Args:
+        policy: The actor-critic that learns; changed in place.
+        config: Hyperparameters.
+        seed: Of action noise, minibatch order and environments; None draws one.
+        device: Where updates run. Acting always runs on the CPU.
+
+    Example:
+        agent = PPOAgent.for_spaces(env.observation_space, env.action_space, seed=0)
+        for progress in agent.learn(InProcessEnvs("Pendulum-v1"), total_timesteps=100_000):
+            print(progress.env_steps, progress.metrics["policy_loss"])
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        config: PPOConfig | None = None,
+        *,
+        seed: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.policy = policy.to(device)
+        self.config = config or PPOConfig()
+        self.seed = fresh_seed() if seed is None else seed
+        self.device = torch.device(device)
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.lr, eps=1e-5, fused=True)
+        self.reward_scaler = RewardScaler()
+        self.env_steps = 0
+        self.gradient_steps = 0
+        self._random = {
+            "action noise": generator(self.seed, "action noise"),
+            "minibatch order": generator(self.seed, "minibatch order"),
+        }
+
+    @classmethod
+    def for_spaces(
+        cls,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        config: PPOConfig | None = None,
+        *,
+        hidden_dims: Sequence[int] = (64, 64),
+        seed: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> PPOAgent:
+        """Return an agent with a fresh policy for these spaces, its initial weights drawn from the seed."""
+        seed = fresh_seed() if seed is None else seed
+        weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
+        policy = ActorCriticPolicy(observation_space, action_space, hidden_dims, generator=weights)
+        return cls(policy, config, seed=seed, device=device)
+
+    def learn(self, envs: Envs | gym.vector.VectorEnv[Any, Any, Any], total_timesteps: int) -> Iterator[Progress]:
+        """Train until `env_steps` reaches `total_timesteps`, rounded up to whole rollouts; yield after each update.
+
+        Observation and reward statistics are frozen while a rollout is collected and learned from, and take it in afterwards
+        (rewards: before it is scaled), so that the policy that acted is the one whose probabilities are compared.
+
+        Raises:
+            SpaceMismatchError: The environments are not of the policy's spaces.
+            EnvironmentFaultError: An environment failed.
+            TrainingDivergedError: The parameters are no longer finite.
+        """
+        envs, config, actor = as_envs(envs), self.config, self.policy.actor
+        require_spaces(actor, envs.observation_space, envs.action_space, "the agent", "the environments")
+        seeds = list(start_seeds(self.seed, "training environments", envs.num_envs, key=self.env_steps))
+        rollouts = Rollouts(envs, actor.head, seeds)
+        shape = (config.n_steps, envs.num_envs)
+        buffer = RolloutBuffer(*shape, actor.codec.size, actor.head.num_actions, actor.head.raw_dtype)
+        discounted = np.zeros(envs.num_envs)
+        while self.env_steps < total_timesteps:
+            noise = actor.head.noise(self._random["action noise"], shape, self.policy.log_std_array())
+            episodes = rollouts.fill(buffer, actor.as_numpy(), noise)
+            sums, discounted = discounted_sums(buffer.rewards, buffer.done, discounted, config.gamma)
+            if config.normalize_reward:
+                self.reward_scaler.update(buffer.flat(sums))
+            batch = self._batch(buffer, rollouts.features)
+            self._set_learning_rate(1.0 - self.env_steps / total_timesteps)
+            metrics = self.update(batch)
+            if config.normalize_obs:
+                actor.normalizer.update(buffer.flat(buffer.features))
+            self.env_steps += config.n_steps * envs.num_envs
+            yield Progress(self.env_steps, metrics, episodes)
+
+    @torch.no_grad()
+    def _batch(self, buffer: RolloutBuffer, last_features: np.ndarray) -> RolloutBatch:
+        """Judge a whole rollout at once, by the policy that acted."""
+        policy, config = self.policy, self.config
+        steps, num_envs = buffer.rewards.shape
+        joined = buffer.features.reshape(steps * num_envs, -1)
+        following = np.concatenate([last_features, *(row[None] for row in buffer.final_features)])
+        normalized = policy.actor.normalizer(to_tensor(joined, self.device))
+        raw_actions = to_tensor(buffer.raw_actions.reshape(steps * num_envs, -1), self.device)
+        log_probs, _, values = policy.evaluate_actions(normalized, raw_actions)
+        following_values = self._values(following)
+        values_array = values.cpu().numpy().astype(np.float64).reshape(steps, num_envs)
+        advantages = buffer.advantages(
+            self.reward_scaler.scaled(buffer.rewards) if config.normalize_reward else buffer.rewards,
+            values_array,
+            final_values=following_values[num_envs:],
+            last_values=following_values[:num_envs],
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        )
+        valid = to_tensor(np.flatnonzero(buffer.valid), self.device)
+        as_column = np.stack([advantages.ravel(), (advantages + values_array).ravel()]).astype(np.float32)
+        columns = [normalized, raw_actions, log_probs, *to_tensor(as_column, self.device)]
+        return RolloutBatch(*(columns if buffer.valid.all() else [column[valid] for column in columns]))
+
+    def _values(self, features: np.ndarray) -> np.ndarray:
+        normalized = self.policy.actor.normalizer(to_tensor(features, self.device))
+        return self.policy.critic(normalized).squeeze(-1).cpu().numpy().astype(np.float64)
+
+    def update(self, batch: RolloutBatch) -> dict[str, float]:
+        """Improve the policy on one rollout: some epochs of minibatches.
+
+        Returns:
+            Means over the minibatches of `policy_loss` (clipped surrogate), `value_loss` (the critic's mean squared error, in
+            raw reward units squared), `entropy` and `approx_kl` (nats) and `clip_fraction`; and of the whole rollout
+            `explained_variance` (of the critic before the update), `action_std` and `learning_rate`.
+
+        Raises:
+            TrainingDivergedError: The parameters are no longer finite.
+        """
+        config = self.config
+        explained = explained_variance((batch.returns - batch.advantages).cpu().numpy(), batch.returns.cpu().numpy())
+        sums, minibatches, stop = torch.zeros(5, device=self.device), 0, False
+        for _ in range(config.n_epochs):
+            for minibatch in batch.minibatches(config.batch_size, self._random["minibatch order"]):
+                loss, measures = self._loss(minibatch)
+                if config.target_kl is not None and float(measures[3]) > 1.5 * config.target_kl:
+                    stop = True
+                    break
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
+                self.optimizer.step()
+                sums += measures
+                minibatches += 1
+            if stop:
+                break
+        self.gradient_steps += minibatches
+        self._require_finite()
+        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+        metrics = dict(zip(names, (sums / max(minibatches, 1)).tolist(), strict=True))
+        metrics["value_loss"] *= self.reward_scaler.scale**2 if config.normalize_reward else 1.0
+        metrics["explained_variance"] = explained
+        if self.policy.log_std is not None:
+            metrics["action_std"] = float(self.policy.log_std.detach().exp().mean())
+        metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        return metrics
+
+    def _loss(self, minibatch: RolloutBatch) -> tuple[Tensor, Tensor]:
+        """PPO's whole loss on one minibatch, and its five measures."""
+        config = self.config
+        log_probs, entropy, values = self.policy.evaluate_actions(minibatch.normalized, minibatch.raw_actions)
+        advantages = minibatch.advantages
+        advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+        policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, advantages, config.clip_range)
+        value_loss = F.mse_loss(values, minibatch.returns)
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        parts = [policy_loss, value_loss, entropy, measures["approx_kl"], measures["clip_fraction"]]
+        return loss, torch.stack(parts).detach()
+
+    def _set_learning_rate(self, remaining: float) -> None:
+        share = max(remaining, 0.0) if self.config.lr_schedule == "linear" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * share
+
+    def _require_finite(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.policy.parameters()):
+            raise TrainingDivergedError(
+                f"training diverged after {self.env_steps} steps: the policy's parameters are no longer finite; "
+                f"lower --lr (now {self.config.lr})"
+            )
+
+    def predict(self, obs: Any, deterministic: bool = True) -> np.ndarray:
+        """Choose the action for one raw observation, or for a batch of them; see `MLPPolicy.predict`."""
+        random = None if deterministic else self._random["action noise"]
+        return self.policy.actor.predict(obs, random, self.policy.log_std_array())
+
+    def save(self, path: str | Path, run: dict[str, Any] | None = None) -> None:
+        """Write everything that learning goes on from as one `.pt` file.
+
+        Args:
+            path: Where; parent folders are made.
+            run: Plain values that whoever runs the training keeps beside it.
+
+        Raises:
+            FileWriteError: The file cannot be written; an older one is as it was.
+        """
+        payload = {
+            "kind": KIND,
+            "versions": package_versions(),
+            "architecture": self.policy.actor.architecture,
+            "parameters": {name: tensor.cpu() for name, tensor in self.policy.state_dict().items()},
+            "training": {
+                "config": asdict(self.config),
+                "seed": self.seed,
+                "env_steps": self.env_steps,
+                "gradient_steps": self.gradient_steps,
+                "optimizer": self.optimizer.state_dict(),
+                "reward_scaler": self.reward_scaler.state_dict(),
+                "random": {name: generator_state(random) for name, random in self._random.items()},
+            },
+            "run": run or {},
+        }
+        write_checkpoint(path, payload)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, hidden_dims: Sequence[int] | None = None, *, device: str | torch.device = "cpu"
+    ) -> PPOAgent:
+        """Read an agent that `save` wrote; nothing in the file is executed.
+
+        Args:
+            path: The checkpoint.
+            hidden_dims: May be left out, as the file knows its own.
+            device: Where updates run.
+
+        Raises:
+            FileMissingError: There is no such file.
+            FileFormatError: It is damaged, foreign, of another version, or no expert's.
+            ArchitectureMismatchError: `hidden_dims` contradict the file.
+        """
+        return cls.from_payload(read_checkpoint(path), path, hidden_dims, device=device)
+
+    @classmethod
+    def from_payload(
+        cls,
+        payload: dict[str, Any],
+        path: str | Path,
+        hidden_dims: Sequence[int] | None = None,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> PPOAgent:
+        """Build the agent from a checkpoint that was read already; `path` is for messages."""
+        if payload.get("kind") != KIND:
+            raise FileFormatError(f"{path} holds a {payload.get('kind')} agent, not a PPO expert; load it with BCAgent.load")
+        arguments = arguments_from(payload.get("architecture"))
+        require_hidden_dims(hidden_dims, arguments["hidden_dims"], path)
+        try:
+            training = payload["training"]
+            policy = ActorCriticPolicy(**arguments)
+            load_parameters(policy, payload["parameters"])
+            agent = cls(policy, PPOConfig(**training["config"]), seed=training["seed"], device=device)
+            agent.optimizer.load_state_dict(training["optimizer"])
+            load_parameters(agent.reward_scaler, training["reward_scaler"])
+            agent.env_steps, agent.gradient_steps = int(training["env_steps"]), int(training["gradient_steps"])
+            for name, random in agent._random.items():
+                restore_generator(random, training["random"][name])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise FileFormatError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        return agent

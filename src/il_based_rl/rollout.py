@@ -1,0 +1,198 @@
+"""A policy and a world: fill a buffer with steps to learn from, or play whole episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from il_based_rl.buffer import RolloutBuffer
+from il_based_rl.envs import Envs, Player, close_all, make_players
+from il_based_rl.errors import EnvironmentFaultError
+from il_based_rl.heads import ActionHead
+from il_based_rl.networks import NumpyFunction
+from il_based_rl.spaces import ObservationCodec
+
+Actor = Callable[[Sequence[Player]], np.ndarray]
+"""Chooses an action for the present observation of each player; shape (number of players, *action)."""
+
+MAX_PLAYERS = 16
+"""Episodes played side by side: enough to share the policy's cost, few enough to make and to hold."""
+MAX_EPISODE_STEPS = 100_000
+"""An episode that has not ended by then is taken for endless."""
+
+
+@dataclass(frozen=True)
+class FinishedEpisode:
+    """An episode that ended during a rollout."""
+
+    total_reward: float
+    length: int
+
+
+class Rollouts:
+    """A policy at work in environments that never stop: each `fill` goes on where the last one ended.
+
+    Args:
+        envs: The environments.
+        head: The policy's kind of action.
+        seeds: One for each environment's first reset.
+    """
+
+    def __init__(self, envs: Envs, head: ActionHead, seeds: Sequence[int]) -> None:
+        self._envs, self._head = envs, head
+        self._codec = ObservationCodec(envs.observation_space)
+        self.features = self._codec.features(envs.reset(seeds))
+        """Features of the observations to act upon next. Shape (N, O)."""
+        self._total_rewards = np.zeros(envs.num_envs)
+        self._lengths = np.zeros(envs.num_envs, int)
+
+    def fill(self, buffer: RolloutBuffer, actor: NumpyFunction, noise: np.ndarray) -> list[FinishedEpisode]:
+        """Act until the buffer is full.
+
+        Args:
+            buffer: Overwritten.
+            actor: Features to the head's outputs.
+            noise: What is added to the outputs of each step. Shape (T, N, num_outputs).
+
+        Returns:
+            The episodes that ended, in raw reward.
+        """
+        finished: list[FinishedEpisode] = []
+        buffer.clear()
+        features, head, codec = self.features, self._head, self._codec
+        for t in range(buffer.num_steps):
+            raw = head.mode(actor(features) + noise[t])
+            buffer.features[t], buffer.raw_actions[t] = features, raw  # before the step, which may overwrite them
+            record = self._envs.step(head.to_env(raw))
+            buffer.rewards[t] = record.rewards
+            buffer.terminated[t], buffer.truncated[t] = record.terminated, record.truncated
+            buffer.valid[t] = record.valid
+            self._total_rewards += record.rewards * record.valid
+            self._lengths += record.valid
+            for i, row in record.final_rows.items():
+                finished.append(FinishedEpisode(float(self._total_rewards[i]), int(self._lengths[i])))
+                self._total_rewards[i], self._lengths[i] = 0.0, 0
+                if not record.terminated[i]:
+                    buffer.truncations.append((t, i))
+                    buffer.final_features.append(codec.features(row[None])[0])
+            features = codec.features(record.rows)
+        self.features = np.array(features)
+        return finished
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One whole episode; T is its length."""
+
+    index: int
+    """Its place in the order of the start seeds."""
+    seed: int
+    rows: np.ndarray
+    """Raw observation before each action. Shape (T, *row)."""
+    actions: np.ndarray
+    """As executed. Shape (T, *action)."""
+    rewards: np.ndarray
+    """Raw. Shape (T,)."""
+    terminated: bool
+    truncated: bool
+    final_row: np.ndarray
+    """Raw observation that it ended in. Shape (*row,)."""
+
+    @property
+    def total_reward(self) -> float:
+        """Undiscounted return, in raw reward."""
+        return float(self.rewards.sum())
+
+
+class EpisodePlayers:
+    """A few environments of one kind that play whole episodes from given start seeds.
+
+    Args:
+        env_id: Gymnasium environment ID.
+        count: Episodes played side by side.
+
+    Raises:
+        See `envs.make_env`.
+    """
+
+    def __init__(self, env_id: str, count: int) -> None:
+        self.env_id = env_id
+        self._players = make_players(env_id, min(count, MAX_PLAYERS))
+        self.observation_space = self._players[0].env.observation_space
+        self.action_space = self._players[0].env.action_space
+        self.codec = self._players[0].codec
+
+    def play(self, actor: Actor, start_seeds: Iterable[int]) -> Iterator[Episode]:
+        """Play one episode from each seed, and yield each as it ends.
+
+        Which episodes are played does not depend on how long they take, so that short ones are not preferred.
+
+        Raises:
+            EnvironmentFaultError: The environment failed, or an episode does not end.
+        """
+        waiting = enumerate(start_seeds)
+        playing = [p for player in self._players for p in [_begin(player, waiting)] if p is not None]
+        while playing:
+            actions = actor([running.player for running in playing])
+            still_playing: list[_Running] = []
+            for running, action in zip(playing, actions, strict=True):
+                if (episode := running.step(action)) is None:
+                    still_playing.append(running)
+                    continue
+                yield episode
+                if (following := _begin(running.player, waiting)) is not None:
+                    still_playing.append(following)
+            playing = still_playing
+
+    def close(self) -> None:
+        """Close the environments."""
+        close_all(self._players)
+
+    def __enter__(self) -> EpisodePlayers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class _Running:
+    """An episode that is being played."""
+
+    def __init__(self, player: Player, index: int, seed: int) -> None:
+        self.player, self._index, self._seed = player, index, seed
+        self._rows: list[np.ndarray] = []
+        self._actions: list[np.ndarray] = []
+        self._rewards: list[float] = []
+        player.reset(seed)
+
+    def step(self, action: np.ndarray) -> Episode | None:
+        player = self.player
+        self._rows.append(np.array(player.row))
+        self._actions.append(np.array(action))  # a copy, as an environment may write into what it is given
+        reward, terminated, truncated = player.step(action)
+        self._rewards.append(reward)
+        if not (terminated or truncated):
+            if player.steps >= MAX_EPISODE_STEPS:
+                raise EnvironmentFaultError(
+                    f"an episode of environment {player.index} (seed {self._seed}) has not ended after {player.steps} steps; "
+                    "register the environment with max_episode_steps"
+                )
+            return None
+        return Episode(
+            index=self._index,
+            seed=self._seed,
+            rows=np.stack(self._rows),
+            actions=np.stack(self._actions),
+            rewards=np.array(self._rewards),
+            terminated=terminated,
+            truncated=truncated,
+            final_row=np.array(player.row),
+        )
+
+
+def _begin(player: Player, waiting: Iterator[tuple[int, int]]) -> _Running | None:
+    following = next(waiting, None)
+    return None if following is None else _Running(player, *following)

@@ -1,0 +1,189 @@
+"""What a policy reads: observations of any supported space as rows of numbers; and spaces as plain values.
+
+Two forms of an observation are told apart. A *row* is what a data set stores: the raw observation as one array, of a
+Dict or Tuple space the flattened vector. *Features* are what a network reads: float32 of shape (B, O), whole numbers one-hot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from il_based_rl.errors import FileFormatError, UnsupportedSpaceError
+
+
+class ObservationCodec:
+    """Translate between an observation space, the rows that are stored and the features that a network reads.
+
+    Args:
+        space: Box of any shape and number type, Discrete, or a Dict or Tuple of these, nested or not.
+
+    Raises:
+        UnsupportedSpaceError: The space, or one inside it, is of another kind.
+    """
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        _require_supported(space, space)
+        self.space = space
+        self._is_box = isinstance(space, spaces.Box)
+        self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
+        flat = space if isinstance(space, spaces.Box | spaces.Discrete) else spaces.flatten_space(space)
+        assert isinstance(flat, spaces.Box | spaces.Discrete)
+        self.row_shape: tuple[int, ...] = flat.shape
+        self.row_dtype = np.dtype(flat.dtype)
+        self.size = int(flat.n) if isinstance(flat, spaces.Discrete) else int(np.prod(flat.shape, dtype=int))
+        if self.size == 0:
+            raise UnsupportedSpaceError(f"the observation space {space} holds no numbers to read")
+
+    @property
+    def measured(self) -> np.ndarray:
+        """Which features are measured quantities, to be standardised, and which one-hot marks. Shape (O,), bool."""
+        return _measured(self.space)
+
+    def row(self, obs: Any) -> np.ndarray:
+        """Turn one observation, as the environment gives it, into a row.
+
+        Raises:
+            ValueError: The observation does not have the shape of the space.
+        """
+        if isinstance(self.space, spaces.Dict | spaces.Tuple):
+            obs = spaces.flatten(self.space, obs)
+        array = np.asarray(obs)
+        if array.shape != self.row_shape:
+            raise ValueError(f"the observation has shape {array.shape}, its space {self.row_shape}")
+        return array
+
+    def rows(self, obs: Any) -> tuple[np.ndarray, bool]:
+        """Turn one observation, or a batch, into rows; and say whether it was one.
+
+        A batch of a Dict or Tuple space has the batch axis in each of its parts, as Gymnasium's vector environments do.
+
+        Raises:
+            ValueError: The shape is neither one observation's nor a batch's.
+        """
+        if isinstance(self.space, spaces.Dict | spaces.Tuple):
+            return self._composite_rows(obs)
+        array = np.asarray(obs)
+        if array.shape == self.row_shape:
+            return array[None], True
+        if array.ndim == len(self.row_shape) + 1 and array.shape[1:] == self.row_shape:
+            return array, False
+        raise ValueError(
+            f"expected one observation of shape {self.row_shape} or a batch of them, got an array of shape {array.shape}"
+        )
+
+    def _composite_rows(self, obs: Any) -> tuple[np.ndarray, bool]:
+        array = np.asarray(obs) if isinstance(obs, np.ndarray) else None
+        if array is not None and array.shape[-1:] == self.row_shape:  # already flattened, as data sets store it
+            return array.reshape(-1, *self.row_shape), array.ndim == 1
+        leaf_space, leaf = self.space, obs
+        while isinstance(leaf_space, spaces.Dict | spaces.Tuple):
+            key = next(iter(leaf_space.spaces)) if isinstance(leaf_space, spaces.Dict) else 0
+            leaf_space, leaf = leaf_space[key], leaf[key]
+        if np.shape(leaf) == leaf_space.shape:
+            return self.row(obs)[None], True
+        batch = [_take(self.space, obs, i) for i in range(len(leaf))]
+        return np.stack([self.row(one) for one in batch]), False
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        """Turn rows, shape (B, *row_shape), into features, shape (B, O), float32."""
+        if self._is_box or self.row_shape:
+            return rows.reshape(len(rows), -1).astype(np.float32, copy=False)
+        one_hot = np.zeros((len(rows), self.size), np.float32)
+        one_hot[np.arange(len(rows)), rows.astype(np.int64) - self._start] = 1.0
+        return one_hot
+
+
+def _require_supported(part: gym.Space[Any], whole: gym.Space[Any]) -> None:
+    if isinstance(part, spaces.Dict | spaces.Tuple):
+        for inner in part.spaces.values() if isinstance(part, spaces.Dict) else part.spaces:
+            _require_supported(inner, whole)
+    elif not isinstance(part, spaces.Box | spaces.Discrete):
+        inside = "" if part is whole else f" inside {type(whole).__name__}"
+        raise UnsupportedSpaceError(
+            f"observation space {part}{inside} is not supported; expected Box, Discrete, or a Dict or Tuple of these "
+            "(a gymnasium.ObservationWrapper can translate it)"
+        )
+
+
+def _measured(space: gym.Space[Any]) -> np.ndarray:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else list(space.spaces)
+        return np.concatenate([_measured(part) for part in parts])
+    if isinstance(space, spaces.Discrete):
+        return np.zeros(int(space.n), bool)
+    return np.ones(int(np.prod(space.shape or (1,), dtype=int)), bool)
+
+
+def _take(space: gym.Space[Any], batch: Any, i: int) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _take(part, batch[key], i) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_take(part, batch[k], i) for k, part in enumerate(space.spaces))
+    return batch[i]
+
+
+def space_to_plain(space: gym.Space[Any]) -> dict[str, Any]:
+    """Describe a space by plain values that JSON can hold; `space_from_plain` builds it again."""
+    if isinstance(space, spaces.Box):
+        bounds = {"low": _bound_to_plain(space.low), "high": _bound_to_plain(space.high)}
+        return {"kind": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, spaces.Dict):
+        return {"kind": "Dict", "spaces": [[key, space_to_plain(part)] for key, part in space.spaces.items()]}
+    if isinstance(space, spaces.Tuple):
+        return {"kind": "Tuple", "spaces": [space_to_plain(part) for part in space.spaces]}
+    raise UnsupportedSpaceError(f"space {space} is not supported")
+
+
+def space_from_plain(plain: Any) -> gym.Space[Any]:
+    """Build the space that `space_to_plain` described.
+
+    Raises:
+        FileFormatError: The description is not one of these.
+    """
+    try:
+        kind = plain["kind"]
+        if kind == "Box":
+            shape, dtype = tuple(plain["shape"]), np.dtype(plain["dtype"])
+            low, high = (_bound_from_plain(plain[end], shape, dtype) for end in ("low", "high"))
+            return spaces.Box(low, high, shape, dtype.type)
+        if kind == "Discrete":
+            return spaces.Discrete(plain["n"], start=plain["start"])
+        if kind == "MultiDiscrete":
+            return spaces.MultiDiscrete(np.array(plain["nvec"]), start=np.array(plain["start"]))
+        if kind == "MultiBinary":
+            return spaces.MultiBinary(plain["shape"])
+        if kind == "Dict":
+            return spaces.Dict([(key, space_from_plain(part)) for key, part in plain["spaces"]])
+        if kind == "Tuple":
+            return spaces.Tuple([space_from_plain(part) for part in plain["spaces"]])
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise FileFormatError(f"the description of a space is damaged: {error}") from error
+    raise FileFormatError(f"the description of a space names the unknown kind {kind!r}")
+
+
+def _bound_to_plain(bound: np.ndarray) -> Any:
+    """One text for a bound that is the same everywhere, which keeps an image's space small; texts hold infinities exactly."""
+    flat = (bound.astype(int) if bound.dtype == bool else bound).ravel()
+    return repr(flat[0].item()) if len(flat) and (flat == flat[0]).all() else [repr(x) for x in flat.tolist()]
+
+
+def _bound_from_plain(plain: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    number = float if np.issubdtype(dtype, np.floating) else int
+    if isinstance(plain, str):
+        return np.full(shape, number(plain), dtype)
+    return np.array([number(text) for text in plain], dtype).reshape(shape)
+
+
+def same_space(one: gym.Space[Any], other: gym.Space[Any]) -> bool:
+    """Whether two spaces agree in kind, shape, number type and bounds."""
+    return space_to_plain(one) == space_to_plain(other)
