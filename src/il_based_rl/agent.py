@@ -160,6 +160,11 @@ class BCAgent:
                 f"lower --lr (now {self.config.lr})"
             )
 
+    @property
+    def hidden_dims(self) -> tuple[int, ...]:
+        """Hidden layer sizes."""
+        return self.policy.hidden_dims
+
     def predict(self, obs: Any, deterministic: bool = True) -> np.ndarray:
         """Choose the action for one raw observation, or for a batch of them; see `MLPPolicy.predict`.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import tyro
+from tqdm import tqdm
 
 from il_based_rl.errors import UserError
 
@@ -53,9 +54,15 @@ def run(command: Callable[[], object]) -> None:
         raise SystemExit(130) from None
 
 
+def say(text: str) -> None:
+    """Print a result on standard output at once, clear of any progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
 def notice(text: str) -> None:
     """Tell the user something that is no result, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    tqdm.write(text, file=sys.stderr)
 
 
 def _one_line(error: BaseException) -> str:

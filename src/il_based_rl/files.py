@@ -169,7 +169,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def move_aside(path: Path) -> Path | None:
-    """Rename a file or folder to its name with `.bak` behind it, in place of an older one.
+    """Rename a file to its name with `.bak` behind it, in place of an older one.
 
     Returns:
         The new path, or None where there was nothing to move.
@@ -181,8 +181,6 @@ def move_aside(path: Path) -> Path | None:
         return None
     backup = path.with_name(path.name + ".bak")
     try:
-        if backup.is_dir():
-            shutil.rmtree(backup)
         os.replace(path, backup)
     except OSError as error:
         raise FileWriteError(f"cannot move {path} to {backup}: {error.strerror or error}") from error

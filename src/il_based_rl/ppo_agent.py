@@ -39,6 +39,12 @@ class Progress:
     """Losses and measures of this update, by name."""
     episodes: list[FinishedEpisode]
     """Episodes that ended during this rollout."""
+    rollout_steps: int
+    """Environment steps of this rollout."""
+
+    def passes_multiple_of(self, interval: int) -> bool:
+        """Whether this is the first update at or past a multiple of `interval` steps."""
+        return self.env_steps // interval > (self.env_steps - self.rollout_steps) // interval
 
 
 class PPOAgent:
@@ -123,8 +129,8 @@ class PPOAgent:
             metrics = self.update(batch)
             if config.normalize_obs:
                 actor.normalizer.update(buffer.flat(buffer.features))
-            self.env_steps += config.n_steps * envs.num_envs
-            yield Progress(self.env_steps, metrics, episodes)
+            self.env_steps += buffer.rewards.size
+            yield Progress(self.env_steps, metrics, episodes, rollout_steps=buffer.rewards.size)
 
     @torch.no_grad()
     def _batch(self, buffer: RolloutBuffer, last_features: np.ndarray) -> RolloutBatch:
@@ -217,6 +223,11 @@ class PPOAgent:
                 f"training diverged after {self.env_steps} steps: the policy's parameters are no longer finite; "
                 f"lower --lr (now {self.config.lr})"
             )
+
+    @property
+    def hidden_dims(self) -> tuple[int, ...]:
+        """Hidden layer sizes."""
+        return self.policy.actor.hidden_dims
 
     def predict(self, obs: Any, deterministic: bool = True) -> np.ndarray:
         """Choose the action for one raw observation, or for a batch of them; see `MLPPolicy.predict`."""

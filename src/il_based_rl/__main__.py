@@ -1,0 +1,47 @@
+"""The front door: `il-rl COMMAND …` and `python -m il_based_rl COMMAND …`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from il_based_rl import __version__
+
+COMMANDS = {
+    "train-ppo": ("il_based_rl.train_ppo", "train an expert with PPO"),
+    "collect": ("il_based_rl.collect", "let an expert play, and write its demonstrations"),
+    "train": ("il_based_rl.train", "clone a student from demonstrations"),
+    "evaluate": ("il_based_rl.evaluate", "play whole episodes with a policy, and print how good it is"),
+    "pipeline": ("il_based_rl.pipeline", "all of these, one after the other"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the first argument names.
+
+    Raises:
+        SystemExit: With 2 where it names none; or whatever the command exits with.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+    elif arguments[0] == "--version":
+        print(f"il_based_rl {__version__}")
+    elif arguments[0] in COMMANDS:
+        importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+    else:
+        nearest = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(COMMANDS)}"
+        print(f"error: unknown command {arguments[0]!r}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items())
+    return f"usage: il-rl COMMAND [flags]\n\n{commands}\n\n`il-rl COMMAND --help` lists the flags of a command."
+
+
+if __name__ == "__main__":
+    main()

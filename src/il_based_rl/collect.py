@@ -1,0 +1,168 @@
+"""Demonstrations of an expert: whole episodes, from start states of their own. The command and the function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from il_based_rl import cli
+from il_based_rl.config import CollectConfig, check_collection
+from il_based_rl.errors import CollectionError
+
+if TYPE_CHECKING:
+    from il_based_rl.dataset import DemoDataset
+
+# What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
+
+ATTEMPTS_PER_EPISODE = 10
+"""Episodes played for each one wanted, before a collection with a minimum return gives up."""
+
+
+def collect_demos(
+    env_id: str,
+    agent: Any,
+    num_episodes: int,
+    seed: int = 0,
+    *,
+    deterministic: bool = True,
+    min_return: float | None = None,
+    max_attempts: int | None = None,
+) -> DemoDataset:
+    """Let an expert play, and keep exactly `num_episodes` whole episodes.
+
+    The episodes are chosen by their start seeds before any is played, so that short ones are not preferred. Observations are
+    stored raw, and `actions` is what the environment executed.
+
+    Args:
+        env_id: Gymnasium environment ID.
+        agent: An agent of this package, anything with `predict(obs) -> action`, or a plain callable. One that is not of this
+            package is given one observation at a time, `deterministic` if its signature has it, and may return
+            `(action, state)`; an action of it outside finite bounds is moved to them.
+        num_episodes: Episodes to keep, at least 1.
+        seed: Picks the start states, each used once and none used by training or evaluation.
+        deterministic: Whether to take the most likely action.
+        min_return: Keep only episodes whose undiscounted return is at least this.
+        max_attempts: With `min_return`, episodes to play before giving up; None allows ten for each one wanted.
+
+    Raises:
+        ConfigError: A number is out of range.
+        CollectionError: Too few episodes reached `min_return`; the message says what was reached.
+        SpaceMismatchError: The agent was made for other spaces.
+        EnvironmentFaultError: The environment or the agent failed; the message says where.
+        See `envs.make_env`.
+
+    Example:
+        dataset = collect_demos("Pendulum-v1", agent=PPOAgent.load("checkpoints/ppo_agent.pt"), num_episodes=50, seed=0)
+    """
+    from tqdm import tqdm
+
+    from il_based_rl.interop import actor_from
+    from il_based_rl.rollout import Episode, EpisodePlayers
+    from il_based_rl.seeding import generator, start_seeds
+
+    check_collection(num_episodes, min_return, max_attempts)
+    attempts_left = max_attempts or num_episodes * (1 if min_return is None else ATTEMPTS_PER_EPISODE)
+    attempts, kept, best = 0, list[Episode](), float("-inf")
+    seeds = start_seeds(seed, "collection")
+    bar = tqdm(desc="collecting", total=num_episodes, unit="episode", leave=False, disable=None)
+    with EpisodePlayers(env_id, num_episodes) as players, bar:
+        actor = actor_from(
+            agent,
+            players.observation_space,
+            players.action_space,
+            deterministic=deterministic,
+            random=generator(seed, "collection", 1),
+        )
+        while len(kept) < num_episodes and attempts_left > 0:
+            wave = min(num_episodes - len(kept), attempts_left)
+            played: list[Episode] = []
+            for episode in players.play(actor, [next(seeds) for _ in range(wave)]):
+                played.append(episode)
+                best = max(best, episode.total_reward)
+                bar.update(min_return is None or episode.total_reward >= min_return)
+            attempts, attempts_left = attempts + wave, attempts_left - wave
+            played.sort(key=lambda episode: episode.index)
+            kept += [episode for episode in played if min_return is None or episode.total_reward >= min_return]
+        if len(kept) < num_episodes:
+            raise CollectionError(
+                f"only {len(kept)} of {num_episodes} episodes reached a return of {min_return} in {attempts} attempts "
+                f"(the best was {best:.2f}); lower --min-return, raise --max-attempts or train the expert longer"
+            )
+        facts = {
+            "agent": type(agent).__name__,
+            "deterministic": deterministic,
+            "seed": seed,
+            "min_return": min_return,
+            "attempts": attempts,
+        }
+        return _dataset(players, kept, facts)
+
+
+def _dataset(players: Any, episodes: Sequence[Any], facts: dict[str, Any]) -> DemoDataset:
+    import numpy as np
+
+    from il_based_rl.dataset import DemoDataset
+    from il_based_rl.files import package_versions
+    from il_based_rl.spaces import space_to_plain
+
+    lengths = np.array([len(episode.rewards) for episode in episodes], np.int64)
+    last_rows = np.cumsum(lengths) - 1
+    terminated, truncated = np.zeros(lengths.sum(), bool), np.zeros(lengths.sum(), bool)
+    terminated[last_rows] = [episode.terminated for episode in episodes]
+    truncated[last_rows] = [episode.truncated for episode in episodes]
+    return DemoDataset(
+        observations=np.concatenate([episode.rows for episode in episodes]),
+        actions=np.concatenate([episode.actions for episode in episodes]),
+        rewards=np.concatenate([episode.rewards for episode in episodes]),
+        terminated=terminated,
+        truncated=truncated,
+        final_observations=np.stack([episode.final_row for episode in episodes]),
+        episode_lengths=lengths,
+        seeds=np.array([episode.seed for episode in episodes], np.int64),
+        metadata={
+            "env_id": players.env_id,
+            "observation_space": space_to_plain(players.observation_space),
+            "action_space": space_to_plain(players.action_space),
+            "versions": package_versions(),
+            **facts,
+        },
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `il-rl collect`."""
+    description = "Let a saved expert play, and write its demonstrations."
+    cli.run(lambda: collect(cli.parse(CollectConfig, argv, prog="il-rl collect", description=description)))
+
+
+def collect(config: CollectConfig) -> DemoDataset:
+    """Load an expert, collect its demonstrations, write them and print what they are."""
+    from il_based_rl.checkpoint import load_agent
+    from il_based_rl.experiment.hardware import fitting_threads
+    from il_based_rl.files import require_writable
+
+    require_writable(config.save_path)
+    agent = load_agent(config.checkpoint)
+    print(f"Collecting {config.num_episodes} episodes of {config.checkpoint} on {config.env_id}...", flush=True)
+    with fitting_threads(agent.hidden_dims):
+        dataset = collect_demos(
+            config.env_id,
+            agent,
+            config.num_episodes,
+            config.seed,
+            deterministic=config.deterministic,
+            min_return=config.min_return,
+            max_attempts=config.max_attempts,
+        )
+    dataset.save(config.save_path)
+    numbers = dataset.summary()
+    print(
+        f"{numbers['episodes']} episodes, {numbers['transitions']} transitions, return mean {numbers['return_mean']:.2f} "
+        f"(min {numbers['return_min']:.2f}, max {numbers['return_max']:.2f})"
+    )
+    print(f"Demonstrations saved to {config.save_path}", flush=True)
+    return dataset
+
+
+if __name__ == "__main__":
+    main()

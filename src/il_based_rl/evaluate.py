@@ -1,0 +1,142 @@
+"""How good a policy is: whole episodes from fixed start states, with an interval. The command and the function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from il_based_rl import cli
+from il_based_rl.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from il_based_rl.rollout import EpisodePlayers
+
+# What is heavy (torch, Gymnasium, scipy) is imported inside the functions, so that --help need not wait for it.
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The episodes of one policy, in the order of their start seeds."""
+
+    returns: np.ndarray
+    """Undiscounted return of each episode, in raw reward. Shape (E,)."""
+    lengths: np.ndarray
+    """Steps of each episode. Shape (E,)."""
+    start_seeds: np.ndarray
+    """Seed that each episode's environment was reset with. Shape (E,)."""
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over the start states."""
+        return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean return; NaN for a single episode."""
+        from il_based_rl.statistics import mean_interval
+
+        return mean_interval(self.returns)
+
+
+def evaluate_policy(
+    agent: Any,
+    env_id: str,
+    num_episodes: int = 20,
+    seed: int = 0,
+    *,
+    start_seeds: Sequence[int] | None = None,
+    deterministic: bool = True,
+) -> EvaluationResult:
+    """Play whole episodes with a policy.
+
+    The same `seed` gives every policy the same start states, and none that training or collection starts from.
+
+    Args:
+        agent: An agent of this package, or anything with `predict(obs) -> action`; see `interop.actor_from`.
+        env_id: Gymnasium environment ID.
+        num_episodes: How many, at least 1.
+        seed: Picks the start states.
+        start_seeds: Reset seeds to play instead; `num_episodes` and the seed's start states are then left aside.
+        deterministic: Whether to take the most likely action.
+
+    Raises:
+        ValueError: No episode was asked for.
+        SpaceMismatchError: The agent was made for other spaces.
+        EnvironmentFaultError: The environment failed; the message says where.
+        See `envs.make_env`.
+
+    Example:
+        result = evaluate_policy(PPOAgent.load("checkpoints/ppo_agent.pt"), "Pendulum-v1", num_episodes=100)
+        print(result.mean, result.interval)
+    """
+    from il_based_rl.rollout import EpisodePlayers
+    from il_based_rl.seeding import start_seeds as seeds_for
+
+    if start_seeds is None:
+        start_seeds = list(seeds_for(seed, "evaluation", num_episodes))
+    if not start_seeds:
+        raise ValueError("evaluation needs at least one episode")
+    with EpisodePlayers(env_id, len(start_seeds)) as players:
+        return play_evaluation(agent, players, start_seeds, seed=seed, deterministic=deterministic)
+
+
+def play_evaluation(
+    agent: Any, players: EpisodePlayers, start_seeds: Iterable[int], *, seed: int = 0, deterministic: bool = True
+) -> EvaluationResult:
+    """Play these start seeds in environments that exist already; see `evaluate_policy`."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from il_based_rl.interop import actor_from
+    from il_based_rl.seeding import generator
+
+    seeds = np.array(list(start_seeds), np.int64)
+    actor = actor_from(
+        agent,
+        players.observation_space,
+        players.action_space,
+        deterministic=deterministic,
+        random=generator(seed, "evaluation", 1),
+    )
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    playing = tqdm(players.play(actor, seeds.tolist()), "evaluating", len(seeds), leave=False, unit="episode", disable=None)
+    for episode in playing:
+        returns[episode.index], lengths[episode.index] = episode.total_reward, len(episode.rewards)
+    return EvaluationResult(returns, lengths, seeds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `il-rl evaluate`."""
+    description = "Play whole episodes with a saved policy and print how good it is."
+    cli.run(
+        lambda: evaluate(cli.parse(EvaluateConfig, argv, prog="il-rl evaluate", description=description)),
+    )
+
+
+def evaluate(config: EvaluateConfig) -> EvaluationResult:
+    """Load a policy, evaluate it and print the result."""
+    from il_based_rl.checkpoint import load_agent
+    from il_based_rl.experiment.hardware import fitting_threads
+
+    agent = load_agent(config.checkpoint, config.hidden_dims)
+    with fitting_threads(agent.hidden_dims):
+        result = evaluate_policy(
+            agent, config.env_id, config.num_episodes, config.seed, deterministic=config.deterministic
+        )
+    low, high = result.interval
+    print(f"Evaluated {config.checkpoint} on {config.env_id}: {len(result.returns)} episodes, start seed {config.seed}")
+    print(f"mean return {result.mean:.2f}  95% interval [{low:.2f}, {high:.2f}]  standard deviation {result.std:.2f}")
+    print(f"episode length mean {result.lengths.mean():.1f}  min {result.lengths.min()}  max {result.lengths.max()}", flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Train an expert with PPO: the command that watches `PPOAgent.learn`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from il_based_rl import cli
+from il_based_rl.config import LATEST, PPOConfig, TrainPPOConfig, WandbConfig
+from il_based_rl.errors import FileFormatError, ResumeError
+
+if TYPE_CHECKING:
+    from il_based_rl.envs import Envs
+    from il_based_rl.ppo_agent import PPOAgent
+    from il_based_rl.rollout import FinishedEpisode
+
+# What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
+
+_FIXED_AT_RESUME = ("env_id", "num_envs", "hidden_dims", "seed")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `il-rl train-ppo`."""
+
+    def command() -> None:
+        config = _parse(argv, None)
+        if config.resume is not None and (stored := _stored_settings(*_resumed_checkpoint(config))) is not None:
+            config = _parse(argv, stored)  # what the command line leaves out is as in the run that goes on
+        train_ppo(config)
+
+    cli.run(command)
+
+
+def _parse(argv: Sequence[str] | None, default: TrainPPOConfig | None) -> TrainPPOConfig:
+    return cli.parse(TrainPPOConfig, argv, prog="il-rl train-ppo", description="Train an expert with PPO.", default=default)
+
+
+def train_ppo(config: TrainPPOConfig) -> PPOAgent:
+    """Train an expert, print its progress, and write its checkpoints.
+
+    Returns:
+        The agent after its last update.
+
+    Raises:
+        UserError: Whatever the user can mend; see `il_based_rl.errors`.
+    """
+    from tqdm import tqdm
+
+    from il_based_rl.envs import InProcessEnvs
+    from il_based_rl.evaluate import play_evaluation
+    from il_based_rl.experiment.hardware import fitting_threads, require_device
+    from il_based_rl.experiment.run import Run, RunFiles
+    from il_based_rl.experiment.wandb_sink import open_sink
+    from il_based_rl.rollout import EpisodePlayers
+    from il_based_rl.seeding import start_seeds
+
+    require_device(config.device)
+    files = RunFiles(config.save_path)
+    with (
+        fitting_threads(config.hidden_dims),
+        InProcessEnvs(config.env_id, config.num_envs) as envs,
+        EpisodePlayers(config.env_id, config.eval_episodes) as players,
+    ):
+        agent, config, before = _begin(config, envs)
+        files.require_writable()
+        print(f"Training PPO on {config.env_id} for {config.total_timesteps} timesteps...", flush=True)
+        if agent.env_steps >= config.total_timesteps:
+            cli.notice(f"the run is finished: {agent.env_steps} of {config.total_timesteps} steps; nothing is left to do")
+            return agent
+        evaluation_seeds = list(start_seeds(agent.seed, "evaluation", config.eval_episodes))
+        sink = open_sink(config.tracking, asdict(config), f"{config.env_id}_{config.total_timesteps}")
+        bar = tqdm(total=config.total_timesteps, initial=agent.env_steps, unit="step", leave=False, disable=None)
+        with bar, Run(files, asdict(config), step=agent.env_steps, before=before, sink=sink) as run:
+            run.save(agent)
+            for progress in agent.learn(envs, config.total_timesteps):
+                metrics = progress.metrics | _episode_means(progress.episodes)
+                if progress.passes_multiple_of(config.eval_interval):
+                    metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds).mean
+                    run.checkpoint(agent, progress.env_steps, metrics["eval_reward"])
+                    cli.say(_line(progress.env_steps, metrics))
+                run.log(metrics, progress.env_steps)
+                bar.update(progress.env_steps - bar.n)
+            run.save(agent)
+        print(f"Checkpoint saved to {config.save_path}", flush=True)
+    return agent
+
+
+def _begin(config: TrainPPOConfig, envs: Envs) -> tuple[PPOAgent, TrainPPOConfig, dict[str, Any]]:
+    """Return a fresh agent or the resumed one, the settings made complete, and what the run was before."""
+    from il_based_rl.ppo_agent import PPOAgent
+    from il_based_rl.seeding import fresh_seed
+
+    if config.resume is None:
+        config = replace(config, seed=fresh_seed() if config.seed is None else config.seed)
+        agent = PPOAgent.for_spaces(
+            envs.observation_space,
+            envs.action_space,
+            config.ppo,
+            hidden_dims=config.hidden_dims,
+            seed=config.seed,
+            device=config.device,
+        )
+        return agent, config, {}
+    path, payload = _resumed_checkpoint(config)
+    stored = _stored_settings(path, payload)
+    if stored is not None:
+        config = replace(config, seed=stored.seed if config.seed is None else config.seed)
+        for name in _FIXED_AT_RESUME:
+            if getattr(stored, name) != getattr(config, name):
+                raise ResumeError(
+                    f"{path} was trained with {name} {getattr(stored, name)}, not {getattr(config, name)}; "
+                    "leave the flag out, or start afresh without --resume"
+                )
+    agent = PPOAgent.from_payload(payload, path, config.hidden_dims, device=config.device)
+    agent.config = config.ppo
+    cli.notice(f"resuming {path} at step {agent.env_steps}")
+    return agent, config, payload["run"]
+
+
+def _resumed_checkpoint(config: TrainPPOConfig) -> tuple[Path, dict[str, Any]]:
+    from il_based_rl.experiment.run import RunFiles
+    from il_based_rl.files import read_checkpoint
+
+    if config.resume == LATEST:
+        return RunFiles(config.save_path).latest_checkpoint()
+    path = Path(config.resume or "")
+    return path, read_checkpoint(path)
+
+
+def _stored_settings(path: Path, payload: dict[str, Any]) -> TrainPPOConfig | None:
+    """Return the settings of the run that wrote a checkpoint, or None where no run did."""
+    settings = (payload.get("run") or {}).get("settings")
+    if settings is None:
+        return None
+    try:
+        parts = {"ppo": PPOConfig(**settings["ppo"]), "tracking": WandbConfig(**settings["tracking"])}
+        return TrainPPOConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} holds no settings of train-ppo: {error}") from error
+
+
+def _episode_means(episodes: Sequence[FinishedEpisode]) -> dict[str, float]:
+    """Mean raw return and length of the episodes that ended during a rollout; nothing where none did."""
+    if not episodes:
+        return {}
+    count = len(episodes)
+    return {
+        "episode_return": sum(episode.total_reward for episode in episodes) / count,
+        "episode_length": sum(episode.length for episode in episodes) / count,
+    }
+
+
+def _line(step: int, metrics: dict[str, float]) -> str:
+    return (
+        f"[{step:>8}] policy_loss={metrics['policy_loss']:.4f}  value_loss={metrics['value_loss']:.2f}  "
+        f"eval_reward={metrics['eval_reward']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
