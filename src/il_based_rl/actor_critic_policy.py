@@ -44,9 +44,7 @@ class ActorCriticPolicy(nn.Module):
         if generator is None:
             generator = torch.Generator()
             generator.seed()
-        self.actor = MLPPolicy(
-            observation_space, action_space, hidden_dims, activation=activation, generator=generator
-        )
+        self.actor = MLPPolicy(observation_space, action_space, hidden_dims, activation=activation, generator=generator)
         self.critic = MLP([self.actor.codec.size, *hidden_dims, 1], activation, last_gain=1.0, generator=generator)
         continuous = self.actor.head.continuous
         self.log_std = nn.Parameter(torch.zeros(self.actor.head.num_outputs)) if continuous else None

@@ -82,12 +82,15 @@ class BCAgent:
         """
         if not {"observation_space", "action_space"} <= set(dataset.metadata):
             raise SpaceMismatchError(
-                "the demonstrations' metadata name no observation_space and action_space; build the policy and pass it to BCAgent"
+                "the demonstrations' metadata name no observation_space and action_space; "
+                "build the policy and pass it to BCAgent"
             )
         seed = fresh_seed() if seed is None else seed
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
-        spaces = [space_from_plain(dataset.metadata[name]) for name in ("observation_space", "action_space")]
-        return cls(MLPPolicy(*spaces, hidden_dims, generator=weights), config, seed=seed, device=device)
+        observation_space = space_from_plain(dataset.metadata["observation_space"])
+        action_space = space_from_plain(dataset.metadata["action_space"])
+        policy = MLPPolicy(observation_space, action_space, hidden_dims, generator=weights)
+        return cls(policy, config, seed=seed, device=device)
 
     def learn(self, dataset: DemoDataset) -> Iterator[EpochProgress]:
         """Clone the demonstrations; yield after each epoch.
@@ -110,10 +113,8 @@ class BCAgent:
                 group["lr"] = config.lr * (1.0 - self.epochs / config.epochs)
             order = torch.from_numpy(self._order.permutation(len(actions))).to(self.device)
             loss_sum = torch.zeros((), device=self.device)
-            minibatches = zip(
-                normalized[order].split(config.batch_size), actions[order].split(config.batch_size), strict=True
-            )
-            for inputs, targets in minibatches:
+            shuffled = (torch.split(column[order], config.batch_size) for column in (normalized, actions))
+            for inputs, targets in zip(*shuffled, strict=True):
                 loss = policy.head.cloning_loss(policy.network(inputs), targets)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -185,9 +186,7 @@ class BCAgent:
         write_checkpoint(path, payload)
 
     @classmethod
-    def load(
-        cls, path: str | Path, hidden_dims: Sequence[int] | None = None, *, device: str | torch.device = "cpu"
-    ) -> BCAgent:
+    def load(cls, path: str | Path, hidden_dims: Sequence[int] | None = None, *, device: str | torch.device = "cpu") -> BCAgent:
         """Read a student that `save` wrote; arguments and errors as in `PPOAgent.load`."""
         return cls.from_payload(read_checkpoint(path), path, hidden_dims, device=device)
 

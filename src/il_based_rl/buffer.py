@@ -57,7 +57,7 @@ class RolloutBuffer:
     num_envs: int
     num_features: int
     num_actions: int
-    raw_dtype: type[np.generic]
+    raw_dtype: np.dtype
     features: np.ndarray = field(init=False)
     """Of the observation that was acted upon. Shape (T, N, O), float32."""
     raw_actions: np.ndarray = field(init=False)

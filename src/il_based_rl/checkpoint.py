@@ -11,7 +11,7 @@ from il_based_rl.errors import FileFormatError
 from il_based_rl.files import read_checkpoint
 from il_based_rl.ppo_agent import PPOAgent
 
-_LOADERS = {agent.KIND: BCAgent.from_payload, ppo_agent.KIND: PPOAgent.from_payload}
+_AGENTS: dict[str, type[PPOAgent] | type[BCAgent]] = {agent.KIND: BCAgent, ppo_agent.KIND: PPOAgent}
 
 
 def load_agent(path: str | Path, hidden_dims: Sequence[int] | None = None) -> PPOAgent | BCAgent:
@@ -23,6 +23,6 @@ def load_agent(path: str | Path, hidden_dims: Sequence[int] | None = None) -> PP
         ArchitectureMismatchError: `hidden_dims` contradict the file.
     """
     payload = read_checkpoint(path)
-    if payload.get("kind") not in _LOADERS:
+    if payload.get("kind") not in _AGENTS:
         raise FileFormatError(f"{path} holds an agent of the unknown kind {payload.get('kind')!r}")
-    return _LOADERS[payload["kind"]](payload, path, hidden_dims)
+    return _AGENTS[payload["kind"]].from_payload(payload, path, hidden_dims)

@@ -14,18 +14,11 @@ from il_based_rl.errors import UserError
 Settings = TypeVar("Settings")
 
 
-def parse(
-    settings: type[Settings],
-    argv: Sequence[str] | None,
-    *,
-    prog: str,
-    description: str,
-    default: Settings | None = None,
-) -> Settings:
-    """Read settings from the command line (`sys.argv` where `argv` is None); flags that are not given keep `default`."""
+def parse(defaults: Settings, argv: Sequence[str] | None, *, prog: str, description: str) -> Settings:
+    """Read settings from the command line (`sys.argv` where `argv` is None); flags that are not given keep `defaults`."""
     arguments = _spell_out_bare_resume(list(sys.argv[1:] if argv is None else argv))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    return tyro.cli(settings, prog=prog, description=description, args=arguments, default=default, config=config)
+    return tyro.cli(type(defaults), prog=prog, description=description, args=arguments, default=defaults, config=config)
 
 
 def _spell_out_bare_resume(arguments: list[str]) -> list[str]:

@@ -132,7 +132,7 @@ def _dataset(players: Any, episodes: Sequence[Any], facts: dict[str, Any]) -> De
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl collect`."""
     description = "Let a saved expert play, and write its demonstrations."
-    cli.run(lambda: collect(cli.parse(CollectConfig, argv, prog="il-rl collect", description=description)))
+    cli.run(lambda: collect(cli.parse(CollectConfig(), argv, prog="il-rl collect", description=description)))
 
 
 def collect(config: CollectConfig) -> DemoDataset:

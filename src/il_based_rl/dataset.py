@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -180,7 +180,7 @@ def _require(holds: bool, fault: str) -> None:
         raise ValueError(f"demonstrations contradict themselves: {fault}")
 
 
-class Episodes(Sequence[DemoDataset]):
+class Episodes:
     """The episodes of a data set; a number gives one, a slice a data set of several."""
 
     def __init__(self, dataset: DemoDataset) -> None:
@@ -189,16 +189,10 @@ class Episodes(Sequence[DemoDataset]):
     def __len__(self) -> int:
         return self._dataset.num_episodes
 
-    @overload
-    def __getitem__(self, which: int) -> DemoDataset: ...
-
-    @overload
-    def __getitem__(self, which: slice) -> DemoDataset: ...
-
     def __getitem__(self, which: int | slice) -> DemoDataset:
         if isinstance(which, slice):
             return self._dataset.select(range(len(self))[which])
         return self._dataset.select([range(len(self))[which]])
 
     def __iter__(self) -> Iterator[DemoDataset]:
-        return (self._dataset.select([i]) for i in range(len(self)))
+        return (self[i] for i in range(len(self)))

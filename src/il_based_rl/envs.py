@@ -243,7 +243,8 @@ class VectorEnvs:
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """See `Envs`."""
-        obs, _ = self._envs.reset(seed=list(seeds))
+        every_seed: Any = list(seeds)  # Gymnasium annotates one seed only, and takes one for each environment
+        obs, _ = self._envs.reset(seed=every_seed)
         self._resetting = np.zeros(self.num_envs, bool)
         return self._checked(self._codec.rows(obs)[0], np.zeros(self.num_envs), None)
 

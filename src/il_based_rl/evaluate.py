@@ -116,9 +116,7 @@ def play_evaluation(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl evaluate`."""
     description = "Play whole episodes with a saved policy and print how good it is."
-    cli.run(
-        lambda: evaluate(cli.parse(EvaluateConfig, argv, prog="il-rl evaluate", description=description)),
-    )
+    cli.run(lambda: evaluate(cli.parse(EvaluateConfig(), argv, prog="il-rl evaluate", description=description)))
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
@@ -128,13 +126,12 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
     agent = load_agent(config.checkpoint, config.hidden_dims)
     with fitting_threads(agent.hidden_dims):
-        result = evaluate_policy(
-            agent, config.env_id, config.num_episodes, config.seed, deterministic=config.deterministic
-        )
+        result = evaluate_policy(agent, config.env_id, config.num_episodes, config.seed, deterministic=config.deterministic)
     low, high = result.interval
     print(f"Evaluated {config.checkpoint} on {config.env_id}: {len(result.returns)} episodes, start seed {config.seed}")
     print(f"mean return {result.mean:.2f}  95% interval [{low:.2f}, {high:.2f}]  standard deviation {result.std:.2f}")
-    print(f"episode length mean {result.lengths.mean():.1f}  min {result.lengths.min()}  max {result.lengths.max()}", flush=True)
+    lengths = result.lengths
+    print(f"episode length mean {lengths.mean():.1f}  min {lengths.min()}  max {lengths.max()}", flush=True)
     return result
 
 

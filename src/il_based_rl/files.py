@@ -114,7 +114,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: M
     """
     text = json.dumps({"format": ARRAYS_FORMAT, "format_version": FORMAT_VERSION, **metadata})
     with atomic_file(path) as handle:
-        np.savez(handle, **{_METADATA: np.array(text)}, **dict(arrays))
+        np.savez(handle, allow_pickle=False, **{_METADATA: np.array(text)}, **dict(arrays))
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, softplus
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
@@ -84,9 +84,7 @@ def generalized_advantages(
     return advantages
 
 
-def discounted_sums(
-    rewards: np.ndarray, done: np.ndarray, before: np.ndarray, gamma: float
-) -> tuple[np.ndarray, np.ndarray]:
+def discounted_sums(rewards: np.ndarray, done: np.ndarray, before: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     """Sum the rewards seen so far in each episode, older ones discounted.
 
         sums[t] = gamma * sums[t - 1] + rewards[t],   with sums[t - 1] = 0 at the start of an episode
@@ -140,26 +138,25 @@ def categorical_log_prob(logits: Tensor, actions: Tensor, choices: Sequence[int]
         Shape (B,).
     """
     parts = [
-        F.log_softmax(part, -1).gather(-1, actions[:, k : k + 1])
-        for k, part in enumerate(torch.split(logits, list(choices), -1))
+        log_softmax(part, -1).gather(-1, actions[:, k : k + 1]) for k, part in enumerate(torch.split(logits, list(choices), -1))
     ]
     return torch.cat(parts, -1).sum(-1)
 
 
 def categorical_entropy(logits: Tensor, choices: Sequence[int]) -> Tensor:
     """Entropy of independent choices from several lists. Shapes as in `categorical_log_prob`; returns (B,)."""
-    log_probs = [F.log_softmax(part, -1) for part in torch.split(logits, list(choices), -1)]
+    log_probs = [log_softmax(part, -1) for part in torch.split(logits, list(choices), -1)]
     return -torch.cat([part.exp() * part for part in log_probs], -1).sum(-1)
 
 
 def bernoulli_log_prob(logits: Tensor, actions: Tensor) -> Tensor:
     """Log-probability of independent bits. Args: logits, shape (B, A); actions, 0 or 1, shape (B, A). Returns (B,)."""
-    return -F.binary_cross_entropy_with_logits(logits, actions, reduction="none").sum(-1)
+    return -binary_cross_entropy_with_logits(logits, actions, reduction="none").sum(-1)
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:
     """Entropy of independent bits. Args: logits, shape (B, A). Returns (B,)."""
-    return (F.softplus(logits) - logits * torch.sigmoid(logits)).sum(-1)
+    return (softplus(logits) - logits * torch.sigmoid(logits)).sum(-1)
 
 
 def ppo_clip_loss(
@@ -176,8 +173,8 @@ def ppo_clip_loss(
         clip_range: Half-width of the trust interval around a ratio of 1, above 0.
 
     Returns:
-        The loss, and `approx_kl` (nats, the estimator `mean(ratio - 1 - log(ratio))` of http://joschu.net/blog/kl-approx.html) and
-        `clip_fraction` (share of ratios outside the interval).
+        The loss, and the measures `approx_kl` (nats, the estimator `mean(ratio - 1 - log(ratio))` of
+        http://joschu.net/blog/kl-approx.html) and `clip_fraction` (share of ratios outside the interval).
 
     Source:
         Schulman et al. (2017), "Proximal policy optimization algorithms", eq. (7), https://arxiv.org/abs/1707.06347.

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import mse_loss
 
 from il_based_rl.errors import UnsupportedSpaceError
 from il_based_rl.functional import (
@@ -38,7 +38,7 @@ class ActionHead(Protocol):
     num_outputs: int
     num_actions: int
     continuous: bool
-    raw_dtype: type[np.generic]
+    raw_dtype: np.dtype
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """Most likely raw actions."""
@@ -71,7 +71,7 @@ class GaussianHead:
     """
 
     continuous = True
-    raw_dtype = np.float32
+    raw_dtype: np.dtype = np.dtype(np.float32)
 
     def __init__(self, space: spaces.Box) -> None:
         self._shape, self._dtype = space.shape, space.dtype
@@ -120,17 +120,17 @@ class GaussianHead:
 
     def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
         """Mean squared error, in units of half the action's range."""
-        return F.mse_loss(outputs, raw)
+        return mse_loss(outputs, raw)
 
 
 class CategoricalHead:
     """Discrete and MultiDiscrete actions: one choice from each of several lists, whose logits lie side by side."""
 
     continuous = False
-    raw_dtype = np.int64
+    raw_dtype: np.dtype = np.dtype(np.int64)
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
-        self._shape, self._dtype = space.shape, space.dtype
+        self._shape, self._dtype = space.shape or (), space.dtype
         self._start = np.asarray(space.start, np.int64).ravel()
         self._choices = [int(n) for n in np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)]
         self._edges = np.cumsum(self._choices)[:-1]
@@ -174,7 +174,7 @@ class BernoulliHead:
     """MultiBinary actions: independent bits with one logit each."""
 
     continuous = False
-    raw_dtype = np.float32
+    raw_dtype: np.dtype = np.dtype(np.float32)
 
     def __init__(self, space: spaces.MultiBinary) -> None:
         self._shape, self._dtype = space.shape, space.dtype

@@ -80,7 +80,7 @@ class _ForeignActor:
         return np.stack([self._act(player) for player in players])
 
     def _act(self, player: Player) -> np.ndarray:
-        known = dict(self._fixed)
+        known: dict[str, Any] = dict(self._fixed)
         if self._recurrent:
             first = player.steps == 0
             known["state"] = None if first else self._states.get(player.index)

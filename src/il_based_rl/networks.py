@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -33,19 +34,19 @@ class MLP(nn.Module):
         https://arxiv.org/abs/2006.05990.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], activation: Activation, *, last_gain: float, generator: torch.Generator
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], activation: Activation, *, last_gain: float, generator: torch.Generator) -> None:
         super().__init__()
         self.activation = activation
         self.layers = nn.ModuleList(
-            nn.utils.skip_init(nn.Linear, inputs, outputs) for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)
+            nn.utils.skip_init(nn.Linear, inputs, outputs) for inputs, outputs in itertools.pairwise(sizes)
         )
-        for k, layer in enumerate(self.layers):
-            assert isinstance(layer, nn.Linear)
+        for k, layer in enumerate(self._linear()):
             gain = last_gain if k == len(self.layers) - 1 else math.sqrt(2.0)
             nn.init.orthogonal_(layer.weight, gain, generator=generator)
             nn.init.zeros_(layer.bias)
+
+    def _linear(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs, shape (B, inputs), to outputs, shape (B, outputs)."""
@@ -60,7 +61,7 @@ class MLP(nn.Module):
         On a CPU it reads the parameters' own memory, so that it follows every update in place; from another device it
         holds a copy of the present ones.
         """
-        layers = [(_array(layer.weight).T, _array(layer.bias)) for layer in self.layers]
+        layers = [(_array(layer.weight).T, _array(layer.bias)) for layer in self._linear()]
         *hidden, (last_weight, last_bias) = layers
         tanh = self.activation == "tanh"
 

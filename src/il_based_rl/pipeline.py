@@ -31,7 +31,7 @@ class Contestant:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl pipeline`."""
     description = "Train an expert, collect its demonstrations, clone a student, and compare them."
-    cli.run(lambda: pipeline(cli.parse(PipelineConfig, argv, prog="il-rl pipeline", description=description)))
+    cli.run(lambda: pipeline(cli.parse(PipelineConfig(), argv, prog="il-rl pipeline", description=description)))
 
 
 def pipeline(config: PipelineConfig) -> list[Contestant]:
@@ -93,9 +93,7 @@ def _compare(config: PipelineConfig, expert_path: Path, student_path: Path) -> l
         players.action_space.seed(config.seed)
         return [
             Contestant("random", play_evaluation(lambda obs: players.action_space.sample(), players, seeds), None, None),
-            Contestant(
-                "expert", play_evaluation(expert, players, seeds), parameter_count(expert.policy.actor), expert_path
-            ),
+            Contestant("expert", play_evaluation(expert, players, seeds), parameter_count(expert.policy.actor), expert_path),
             Contestant("student", play_evaluation(student, players, seeds), parameter_count(student.policy), student_path),
         ]
 
@@ -116,7 +114,8 @@ def _table(config: PipelineConfig, contestants: Sequence[Contestant], demo_path:
         )
     random, expert, student = (each.result.mean for each in contestants)
     if expert > random:
-        lines.append(f"On the scale from random (0 %) to expert (100 %) the student is at {(student - random) / (expert - random):.1%}.")
+        share = (student - random) / (expert - random)
+        lines.append(f"On the scale from random (0 %) to expert (100 %) the student is at {share:.1%}.")
     written = [str(each.path) for each in contestants if each.path is not None]
     return [*lines, "", f"Expert          {written[0]}", f"Demonstrations  {demo_path}", f"Student         {written[1]}"]
 

@@ -62,9 +62,7 @@ class MLPPolicy(nn.Module):
         normalize, network = self.normalizer.as_numpy(), self.network.as_numpy()
         return lambda features: network(normalize(features))
 
-    def predict(
-        self, obs: Any, random: np.random.Generator | None = None, log_std: np.ndarray | None = None
-    ) -> np.ndarray:
+    def predict(self, obs: Any, random: np.random.Generator | None = None, log_std: np.ndarray | None = None) -> np.ndarray:
         """Choose actions for one raw observation or a batch of them.
 
         Args:

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import mse_loss
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.buffer import RolloutBatch, RolloutBuffer
@@ -207,7 +207,7 @@ class PPOAgent:
         advantages = minibatch.advantages
         advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
         policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, advantages, config.clip_range)
-        value_loss = F.mse_loss(values, minibatch.returns)
+        value_loss = mse_loss(values, minibatch.returns)
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         parts = [policy_loss, value_loss, entropy, measures["approx_kl"], measures["clip_fraction"]]
         return loss, torch.stack(parts).detach()

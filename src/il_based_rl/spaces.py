@@ -32,7 +32,7 @@ class ObservationCodec:
         self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
         flat = space if isinstance(space, spaces.Box | spaces.Discrete) else spaces.flatten_space(space)
         assert isinstance(flat, spaces.Box | spaces.Discrete)
-        self.row_shape: tuple[int, ...] = flat.shape
+        self.row_shape: tuple[int, ...] = flat.shape or ()
         self.row_dtype = np.dtype(flat.dtype)
         self.size = int(flat.n) if isinstance(flat, spaces.Discrete) else int(np.prod(flat.shape, dtype=int))
         if self.size == 0:
@@ -81,8 +81,8 @@ class ObservationCodec:
             return array.reshape(-1, *self.row_shape), array.ndim == 1
         leaf_space, leaf = self.space, obs
         while isinstance(leaf_space, spaces.Dict | spaces.Tuple):
-            key = next(iter(leaf_space.spaces)) if isinstance(leaf_space, spaces.Dict) else 0
-            leaf_space, leaf = leaf_space[key], leaf[key]
+            key: Any = next(iter(leaf_space.spaces)) if isinstance(leaf_space, spaces.Dict) else 0
+            leaf_space, leaf = leaf_space.spaces[key], leaf[key]
         if np.shape(leaf) == leaf_space.shape:
             return self.row(obs)[None], True
         batch = [_take(self.space, obs, i) for i in range(len(leaf))]

@@ -21,7 +21,7 @@ _LINES = 10
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl train`."""
     description = "Clone a student from demonstrations."
-    cli.run(lambda: train(cli.parse(TrainConfig, argv, prog="il-rl train", description=description)))
+    cli.run(lambda: train(cli.parse(TrainConfig(), argv, prog="il-rl train", description=description)))
 
 
 def train(config: TrainConfig) -> BCAgent:
@@ -46,9 +46,7 @@ def train(config: TrainConfig) -> BCAgent:
     files = RunFiles(config.save_path)
     dataset = DemoDataset.load(config.demo_path)
     config = replace(config, seed=fresh_seed() if config.seed is None else config.seed)
-    agent = BCAgent.for_dataset(
-        dataset, config.bc, hidden_dims=config.hidden_dims, seed=config.seed, device=config.device
-    )
+    agent = BCAgent.for_dataset(dataset, config.bc, hidden_dims=config.hidden_dims, seed=config.seed, device=config.device)
     files.require_writable()
     print(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...", flush=True)
     sink = open_sink(config.tracking, asdict(config), f"{dataset.metadata.get('env_id')}_{config.bc.epochs}")

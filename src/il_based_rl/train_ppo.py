@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl train-ppo`."""
 
     def command() -> None:
-        config = _parse(argv, None)
+        config = _parse(argv, TrainPPOConfig())
         if config.resume is not None and (stored := _stored_settings(*_resumed_checkpoint(config))) is not None:
             config = _parse(argv, stored)  # what the command line leaves out is as in the run that goes on
         train_ppo(config)
@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.run(command)
 
 
-def _parse(argv: Sequence[str] | None, default: TrainPPOConfig | None) -> TrainPPOConfig:
-    return cli.parse(TrainPPOConfig, argv, prog="il-rl train-ppo", description="Train an expert with PPO.", default=default)
+def _parse(argv: Sequence[str] | None, defaults: TrainPPOConfig) -> TrainPPOConfig:
+    return cli.parse(defaults, argv, prog="il-rl train-ppo", description="Train an expert with PPO.")
 
 
 def train_ppo(config: TrainPPOConfig) -> PPOAgent:

@@ -38,4 +38,5 @@ def require_device(device: str) -> None:
     if kind not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device} is not supported; expected cpu, cuda or cuda:NUMBER")
     if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {device} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        count = torch.cuda.device_count()
+        raise ConfigError(f"--device {device} is not here: torch sees {count} CUDA devices; use --device cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ class RunFiles:
         checkpoints/ppo_agent/metrics.jsonl           one row an update
         checkpoints/ppo_agent/best.pt                 the best policy by evaluation
         checkpoints/ppo_agent/step_0000010240.pt      the last three periodic checkpoints
+
+    A save path without a suffix has its folder under the name with `.run` behind it.
     """
 
     def __init__(self, save_path: str | Path) -> None:
@@ -77,12 +80,11 @@ class RunFiles:
             ResumeError: There is none.
         """
         for path in (self.save_path, *self.all_periodic()):
-            try:
-                return path, read_checkpoint(path)
-            except FileMissingError:
-                continue
-            except FileFormatError as error:
-                notice(f"passed over: {error}")
+            with contextlib.suppress(FileMissingError):
+                try:
+                    return path, read_checkpoint(path)
+                except FileFormatError as error:
+                    notice(f"passed over: {error}")
         raise ResumeError(f"there is nothing to resume: no readable checkpoint at {self.save_path} or in {self.folder}")
 
 
