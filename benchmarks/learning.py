@@ -125,10 +125,10 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# How well experts and students do",
         "",
-        "Measured by `python -m benchmarks.learning`; every row stands in `benchmarks/results/learning.jsonl`. Experts play the start",
-        "seeds 10000-10999, the policy after the last update, with its most likely action. Students are cloned from 50 episodes",
-        "with the defaults of `il-rl train`, and play the start seeds 20000-20099 beside their expert; their place is given on the",
-        "scale from random (0 %) to expert (100 %). No setting was chosen on these seeds or start states.",
+        "Measured by `python -m benchmarks.learning`; every row stands in `benchmarks/results/learning.jsonl`. Experts play the",
+        "start seeds 10000-10999, the policy after the last update, with its most likely action. Students are cloned from 50",
+        "episodes with the defaults of `il-rl train`, and play the start seeds 20000-20099 beside their expert; their place is",
+        "given on the scale from random (0 %) to expert (100 %). No setting was chosen on these seeds or start states.",
         "",
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, one thread a run.",
     ]
@@ -144,7 +144,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         for row in mine:
             share = f"{row['student_share']:.1%}" if "student_share" in row else ""
             lines.append(
-                f"| {row['seed']} | {row['expert_mean']:.1f} | {row['expert_worst']:.1f} | {share} | {row['steps_per_second']} |"
+                f"| {row['seed']} | {row['expert_mean']:.1f} | {row['expert_worst']:.1f} | {share} "
+                f"| {row['steps_per_second']} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from il_based_rl.cloning_updates import FusedCloning, ReferenceCloning
 from il_based_rl.config import BCConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import FileFormatError, SpaceMismatchError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
-from il_based_rl.heads import to_tensor
+from il_based_rl.fused_mlp import FlatParameters, reason_against
 from il_based_rl.policy import MLPPolicy, arguments_from, load_parameters, require_hidden_dims
 from il_based_rl.seeding import fresh_seed, generator, torch_seed
 from il_based_rl.spaces import space_from_plain
@@ -60,7 +60,8 @@ class BCAgent:
         self.config = config or BCConfig()
         self.seed = fresh_seed() if seed is None else seed
         self.device = torch.device(device)
-        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.lr, fused=True)
+        self._flat = FlatParameters([policy.network])
+        self.optimizer = torch.optim.Adam([self._flat.vector], lr=self.config.lr, fused=True)
         self.epochs = 0
         self._order = generator(self.seed, "minibatch order")
         self._sampling = generator(self.seed, "action noise")
@@ -102,31 +103,41 @@ class BCAgent:
             SpaceMismatchError: The demonstrations do not fit the policy's spaces.
             TrainingDivergedError: The parameters are no longer finite.
         """
-        config, policy = self.config, self.policy
+        config, policy, rule = self.config, self.policy, self._update_rule()
         training, held_out = self._split(dataset)
-        features, actions = self._examples(training)
-        policy.normalizer.fit(features.cpu().numpy())
-        normalized = policy.normalizer(features)
+        features, raw_actions = self._examples(training)
+        policy.normalizer.fit(features)
+        inputs, targets = rule.prepared(policy.normalizer.as_numpy()(features)), rule.prepared(raw_actions)
         validation = None if held_out is None else self._examples(held_out)
         while self.epochs < config.epochs:
             for group in self.optimizer.param_groups:
                 group["lr"] = config.lr * (1.0 - self.epochs / config.epochs)
-            order = torch.from_numpy(self._order.permutation(len(actions))).to(self.device)
-            loss_sum = torch.zeros((), device=self.device)
-            shuffled = (torch.split(column[order], config.batch_size) for column in (normalized, actions))
-            for inputs, targets in zip(*shuffled, strict=True):
-                loss = policy.head.cloning_loss(policy.network(inputs), targets)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                self.optimizer.step()
-                loss_sum += loss.detach() * len(targets)
+            order = rule.prepared(self._order.permutation(len(raw_actions)))
+            shuffled_inputs, shuffled_targets = inputs[order], targets[order]
+            loss_sum = 0.0
+            for start in range(0, len(raw_actions), config.batch_size):
+                minibatch = slice(start, start + config.batch_size)
+                loss = rule.differentiate(shuffled_inputs[minibatch], shuffled_targets[minibatch])
+                rule.step()
+                loss_sum += loss * len(shuffled_targets[minibatch])
             self.epochs += 1
-            metrics = {"train_loss": float(loss_sum) / len(actions), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            metrics = {"train_loss": float(loss_sum) / len(raw_actions), "learning_rate": self.optimizer.param_groups[0]["lr"]}
             if validation is not None:
-                with torch.no_grad():
-                    metrics["validation_loss"] = float(policy.head.cloning_loss(policy(validation[0]), validation[1]))
+                metrics["validation_loss"], _ = policy.head.cloning_grads(policy.as_numpy()(validation[0]), validation[1])
             self._require_finite()
             yield EpochProgress(self.epochs, metrics)
+
+    def _update_rule(self) -> ReferenceCloning | FusedCloning:
+        """Choose the fast path where it models this policy."""
+        self._flat.require_intact()
+        if self.reason_against_fast_path is None:
+            return FusedCloning(self.policy, self._flat, self.optimizer)
+        return ReferenceCloning(self.policy, self._flat, self.optimizer, self.device)
+
+    @property
+    def reason_against_fast_path(self) -> str | None:
+        """Why updates take the reference path, or None where they take the fast one."""
+        return reason_against(self.policy, self.device) if self.config.fast_path else "it is turned off"
 
     def _split(self, dataset: DemoDataset) -> tuple[DemoDataset, DemoDataset | None]:
         """Hold out whole episodes; a data set of one episode is trained on whole."""
@@ -137,8 +148,8 @@ class BCAgent:
         order = generator(self.seed, "validation split").permutation(episodes)
         return dataset.select(np.sort(order[held_out:])), dataset.select(np.sort(order[:held_out]))
 
-    def _examples(self, dataset: DemoDataset) -> tuple[Tensor, Tensor]:
-        """Features, shape (B, O), and raw actions, shape (B, num_actions), on the device."""
+    def _examples(self, dataset: DemoDataset) -> tuple[np.ndarray, np.ndarray]:
+        """Features, shape (B, O), and raw actions, shape (B, num_actions)."""
         policy = self.policy
         wanted = (policy.codec.row_shape, policy.action_space.shape)
         found = (dataset.observations.shape[1:], dataset.actions.shape[1:])
@@ -148,11 +159,9 @@ class BCAgent:
                 f"the policy reads {wanted[0]} and writes {wanted[1]}"
             )
         try:
-            raw_actions = policy.head.from_env(dataset.actions)
-            features = policy.codec.features(dataset.observations)
+            return policy.codec.features(dataset.observations), policy.head.from_env(dataset.actions)
         except (ValueError, IndexError) as error:
             raise SpaceMismatchError(f"the demonstrations do not fit the policy's spaces: {error}") from error
-        return to_tensor(features, self.device), to_tensor(raw_actions, self.device)
 
     def _require_finite(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.policy.parameters()):

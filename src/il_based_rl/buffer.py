@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from il_based_rl.functional import generalized_advantages
+from il_based_rl.heads import to_tensor
+
+Array = Any
+"""A NumPy array, or a tensor."""
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Transitions to learn from; every field has the batch axis first."""
+    """Transitions to learn from, as arrays or as tensors; every field has the batch axis first."""
 
-    normalized: Tensor
+    normalized: Array
     """Standardised features. Shape (B, O)."""
-    raw_actions: Tensor
+    raw_actions: Array
     """Unbounded, or counted from 0. Shape (B, num_actions)."""
-    log_probs: Tensor
+    log_probs: Array
     """Log-probabilities under the policy that acted. Shape (B,)."""
-    advantages: Tensor
+    advantages: Array
     """Shape (B,), in the scaled reward's unit."""
-    returns: Tensor
+    returns: Array
     """Targets of the critic. Shape (B,), in the scaled reward's unit."""
 
     def __len__(self) -> int:
@@ -33,12 +38,30 @@ class RolloutBatch:
     def minibatches(self, batch_size: int, random: np.random.Generator) -> Iterator[RolloutBatch]:
         """Yield every transition once in a fresh order, `batch_size` at a time; the last one holds what is left.
 
-        The batch is permuted as a whole, so that each minibatch is a contiguous view.
+        The batch is permuted as a whole, so that each minibatch is a contiguous view. Advantages come out standardised
+        within their minibatch.
         """
-        order = torch.from_numpy(random.permutation(len(self))).to(self.advantages.device)
+        order: Array = random.permutation(len(self))
+        if isinstance(self.advantages, Tensor):
+            order = torch.from_numpy(order).to(self.advantages.device)
         shuffled = [getattr(self, each.name)[order] for each in fields(self)]
-        for parts in zip(*(column.split(batch_size) for column in shuffled), strict=True):
-            yield RolloutBatch(*parts)
+        shuffled[3] = _standardized_in_groups(shuffled[3], batch_size)
+        for start in range(0, len(self), batch_size):
+            yield RolloutBatch(*(column[start : start + batch_size] for column in shuffled))
+
+    def to(self, device: torch.device) -> RolloutBatch:
+        """Return the batch as tensors on a device."""
+        return RolloutBatch(*(to_tensor(getattr(self, each.name), device) for each in fields(self)))
+
+
+def _standardized_in_groups(values: Array, size: int) -> Array:
+    """Subtract from each run of `size` values their mean, and divide by their standard deviation."""
+    whole = len(values) // size * size
+    for part in (values[:whole].reshape(-1, size), values[whole:].reshape(1, -1)):
+        if part.shape[1] > 0:  # in words that arrays and tensors share
+            part -= part.mean(1)[:, None]
+            part /= ((part * part).mean(1) ** 0.5 + 1e-8)[:, None]
+    return values
 
 
 @dataclass

@@ -80,6 +80,8 @@ class PPOConfig:
     """Standardise observations by running statistics that are saved with the policy."""
     normalize_reward: bool = True
     """Train on rewards divided by the running standard deviation of the discounted return."""
+    fast_path: bool = True
+    """Compute updates by hand where that models the policy (float32 perceptrons on a CPU), else and when off by autograd."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "lr", "clip_range", "n_steps", "n_epochs", "max_grad_norm")
@@ -178,6 +180,8 @@ class BCConfig:
     """Learning rate of Adam at the start; it falls linearly to 0 at the last epoch."""
     validation_fraction: float = 0.1
     """Share of the episodes held out to report the validation loss; a data set of one episode is trained on whole."""
+    fast_path: bool = True
+    """Compute updates by hand where that models the policy (float32 perceptrons on a CPU), else and when off by autograd."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "batch_size", "lr")

@@ -198,6 +198,26 @@ def ppo_clip_loss(
     return loss, metrics
 
 
+def ppo_clip_grads(
+    log_probs: np.ndarray, old_log_probs: np.ndarray, advantages: np.ndarray, clip_range: float
+) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """`ppo_clip_loss` in closed form: its gradient by the log-probabilities, shape (B,), with the loss and its two measures.
+
+    gradient = -ratio * advantages / B   where the surrogate is not clipped, else 0
+    """
+    rows = len(log_probs)
+    log_ratio = log_probs - old_log_probs
+    ratio = np.exp(log_ratio)
+    trusted = np.minimum(np.maximum(ratio, 1.0 - clip_range), 1.0 + clip_range)
+    surrogate, clipped = ratio * advantages, trusted * advantages
+    loss = -float(np.add.reduce(np.minimum(surrogate, clipped))) / rows
+    approx_kl = float(np.add.reduce(ratio - log_ratio)) / rows - 1.0
+    clip_fraction = np.count_nonzero(ratio != trusted) / rows
+    surrogate *= surrogate <= clipped
+    surrogate *= -1.0 / rows
+    return surrogate, (loss, approx_kl, clip_fraction)
+
+
 def explained_variance(predictions: np.ndarray, targets: np.ndarray) -> float:
     """Share of the targets' variance that the predictions account for: 1 is perfect, 0 no better than a constant.
 

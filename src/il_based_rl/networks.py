@@ -40,12 +40,14 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(
             nn.utils.skip_init(nn.Linear, inputs, outputs) for inputs, outputs in itertools.pairwise(sizes)
         )
-        for k, layer in enumerate(self._linear()):
+        for k, layer in enumerate(self.linear):
             gain = last_gain if k == len(self.layers) - 1 else math.sqrt(2.0)
             nn.init.orthogonal_(layer.weight, gain, generator=generator)
             nn.init.zeros_(layer.bias)
 
-    def _linear(self) -> list[nn.Linear]:
+    @property
+    def linear(self) -> list[nn.Linear]:
+        """The layers, from inputs to outputs."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class MLP(nn.Module):
         On a CPU it reads the parameters' own memory, so that it follows every update in place; from another device it
         holds a copy of the present ones.
         """
-        layers = [(_array(layer.weight).T, _array(layer.bias)) for layer in self._linear()]
+        layers = [(_array(layer.weight).T, _array(layer.bias)) for layer in self.linear]
         *hidden, (last_weight, last_bias) = layers
         tanh = self.activation == "tanh"
 

@@ -10,8 +10,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.buffer import RolloutBatch, RolloutBuffer
@@ -19,10 +17,12 @@ from il_based_rl.config import PPOConfig
 from il_based_rl.envs import Envs, as_envs
 from il_based_rl.errors import FileFormatError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
-from il_based_rl.functional import discounted_sums, explained_variance, ppo_clip_loss
+from il_based_rl.functional import discounted_sums, explained_variance
+from il_based_rl.fused_mlp import FlatParameters, reason_against
 from il_based_rl.heads import to_tensor
 from il_based_rl.networks import RewardScaler
 from il_based_rl.policy import arguments_from, load_parameters, require_hidden_dims, require_spaces
+from il_based_rl.ppo_updates import APPROX_KL, MEASURES, FusedUpdate, ReferenceUpdate
 from il_based_rl.rollout import FinishedEpisode, Rollouts
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, start_seeds, torch_seed
 
@@ -74,7 +74,8 @@ class PPOAgent:
         self.config = config or PPOConfig()
         self.seed = fresh_seed() if seed is None else seed
         self.device = torch.device(device)
-        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.lr, eps=1e-5, fused=True)
+        self._flat = FlatParameters([policy.actor.network, policy.critic], [] if policy.log_std is None else [policy.log_std])
+        self.optimizer = torch.optim.Adam([self._flat.vector], lr=self.config.lr, eps=1e-5, fused=True)
         self.reward_scaler = RewardScaler()
         self.env_steps = 0
         self.gradient_steps = 0
@@ -152,10 +153,10 @@ class PPOAgent:
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
-        valid = to_tensor(np.flatnonzero(buffer.valid), self.device)
-        as_column = np.stack([advantages.ravel(), (advantages + values_array).ravel()]).astype(np.float32)
-        columns = [normalized, raw_actions, log_probs, *to_tensor(as_column, self.device)]
-        return RolloutBatch(*(columns if buffer.valid.all() else [column[valid] for column in columns]))
+        columns = [normalized.cpu().numpy(), raw_actions.cpu().numpy(), log_probs.cpu().numpy()]
+        columns += [each.ravel().astype(np.float32) for each in (advantages, advantages + values_array)]
+        valid = buffer.valid.ravel()
+        return RolloutBatch(*(columns if valid.all() else [column[valid] for column in columns]))
 
     def _values(self, features: np.ndarray) -> np.ndarray:
         normalized = self.policy.actor.normalizer(to_tensor(features, self.device))
@@ -172,27 +173,23 @@ class PPOAgent:
         Raises:
             TrainingDivergedError: The parameters are no longer finite.
         """
-        config = self.config
-        explained = explained_variance((batch.returns - batch.advantages).cpu().numpy(), batch.returns.cpu().numpy())
-        sums, minibatches, stop = torch.zeros(5, device=self.device), 0, False
+        config, rule = self.config, self._update_rule()
+        explained = explained_variance(batch.returns - batch.advantages, batch.returns)
+        sums, minibatches, stop, prepared = np.zeros(len(MEASURES)), 0, False, rule.prepared(batch)
         for _ in range(config.n_epochs):
-            for minibatch in batch.minibatches(config.batch_size, self._random["minibatch order"]):
-                loss, measures = self._loss(minibatch)
-                if config.target_kl is not None and float(measures[3]) > 1.5 * config.target_kl:
+            for minibatch in prepared.minibatches(config.batch_size, self._random["minibatch order"]):
+                measures = rule.differentiate(minibatch, config)
+                if config.target_kl is not None and float(measures[APPROX_KL]) > 1.5 * config.target_kl:
                     stop = True
                     break
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
-                self.optimizer.step()
+                rule.step(config.max_grad_norm)
                 sums += measures
                 minibatches += 1
             if stop:
                 break
         self.gradient_steps += minibatches
         self._require_finite()
-        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
-        metrics = dict(zip(names, (sums / max(minibatches, 1)).tolist(), strict=True))
+        metrics = dict(zip(MEASURES, (sums / max(minibatches, 1)).tolist(), strict=True))
         metrics["value_loss"] *= self.reward_scaler.scale**2 if config.normalize_reward else 1.0
         metrics["explained_variance"] = explained
         if self.policy.log_std is not None:
@@ -200,17 +197,17 @@ class PPOAgent:
         metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         return metrics
 
-    def _loss(self, minibatch: RolloutBatch) -> tuple[Tensor, Tensor]:
-        """PPO's whole loss on one minibatch, and its five measures."""
-        config = self.config
-        log_probs, entropy, values = self.policy.evaluate_actions(minibatch.normalized, minibatch.raw_actions)
-        advantages = minibatch.advantages
-        advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-        policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, advantages, config.clip_range)
-        value_loss = mse_loss(values, minibatch.returns)
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-        parts = [policy_loss, value_loss, entropy, measures["approx_kl"], measures["clip_fraction"]]
-        return loss, torch.stack(parts).detach()
+    def _update_rule(self) -> ReferenceUpdate | FusedUpdate:
+        """Choose the fast path where it models this policy."""
+        self._flat.require_intact()
+        if self.reason_against_fast_path is None:
+            return FusedUpdate(self.policy, self._flat, self.optimizer)
+        return ReferenceUpdate(self.policy, self._flat, self.optimizer, self.device)
+
+    @property
+    def reason_against_fast_path(self) -> str | None:
+        """Why updates take the reference path, or None where they take the fast one."""
+        return reason_against(self.policy, self.device) if self.config.fast_path else "it is turned off"
 
     def _set_learning_rate(self, remaining: float) -> None:
         share = max(remaining, 0.0) if self.config.lr_schedule == "linear" else 1.0

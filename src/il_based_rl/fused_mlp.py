@@ -1,0 +1,210 @@
+"""The fast path: multi-layer perceptrons forward and backward by hand, on the parameters' own memory.
+
+At the sizes that policies have, a library's cost per operation outweighs the arithmetic. Here a minibatch of several
+networks of equal hidden sizes is about thirty NumPy calls, and one Adam step on one vector. Autograd remains the reference:
+the gradients agree with its, and whatever is not modelled here (`reason_against`) takes that path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from il_based_rl.networks import MLP
+
+
+class FlatParameters:
+    """All parameters of some networks as one vector, and their gradients as another.
+
+    The networks' own parameters become views of the vector, and their gradients of its gradient, so that there is one truth
+    however it is reached. Layers of equal place stand side by side, which lets equal ones be computed together.
+
+    Args:
+        networks: Their parameters come first, layer by layer.
+        others: Further parameters.
+    """
+
+    def __init__(self, networks: Sequence[MLP], others: Sequence[nn.Parameter] = ()) -> None:
+        depth = len(networks[0].linear)
+        ordered = [
+            getattr(network.linear[k], name) for k in range(depth) for name in ("weight", "bias") for network in networks
+        ]
+        self._parameters: list[nn.Parameter] = [*ordered, *others]
+        self.vector = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters]))
+        self.grad = torch.zeros_like(self.vector.data)
+        self.vector.grad = self.grad
+        start = 0
+        for parameter in self._parameters:
+            end = start + parameter.numel()
+            parameter.data = self.vector.data[start:end].view(parameter.shape)
+            parameter.grad = self.grad[start:end].view(parameter.shape)
+            start = end
+
+    def require_intact(self) -> None:
+        """Raise RuntimeError if a parameter was moved or replaced, so that it is no view of the vector any more."""
+        first = self.vector.data_ptr()
+        for parameter in self._parameters:
+            if parameter.data_ptr() != first:
+                raise RuntimeError("a policy's parameters were moved or replaced after its agent was made; make a new agent")
+            first += parameter.numel() * parameter.element_size()
+
+    def clip_grad_norm(self, max_norm: float) -> None:
+        """Scale the gradient down to a norm of `max_norm` if it is longer, as `torch.nn.utils.clip_grad_norm_` does."""
+        self.grad.mul_((max_norm / (self.grad.norm() + 1e-6)).clamp(max=1.0))
+
+
+class FlatAdam:
+    """`torch.optim.Adam` on one vector, its state included, without the cost of an optimiser's step.
+
+    Args:
+        flat: The parameters and gradients.
+        optimizer: Fused, and over `flat.vector` alone; its state is shared.
+    """
+
+    def __init__(self, flat: FlatParameters, optimizer: torch.optim.Adam) -> None:
+        self._flat, self._optimizer = flat, optimizer
+        self._grad = flat.grad.numpy()
+
+    def step(self, max_grad_norm: float = math.inf) -> None:
+        """Clip the gradient to this norm and take one step."""
+        norm = math.sqrt(float(np.dot(self._grad, self._grad)))
+        if norm + 1e-6 > max_grad_norm:
+            self._grad *= max_grad_norm / (norm + 1e-6)
+        state = self._optimizer.state[self._flat.vector]
+        if not state:
+            self._optimizer.step()  # creates its state
+            return
+        group = self._optimizer.param_groups[0]
+        state["step"] += 1
+        torch._fused_adam_(
+            [self._flat.vector.data],
+            [self._flat.grad],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+class StackedMLP:
+    """Networks of equal hidden sizes and equal inputs, computed side by side.
+
+    Args:
+        networks: S of them; already flattened by `FlatParameters`, and first in it.
+    """
+
+    def __init__(self, networks: Sequence[MLP]) -> None:
+        self._tanh = networks[0].activation == "tanh"
+        self._depth = len(networks[0].linear) - 1
+        self._weights = [_stacked([network.linear[k].weight for network in networks]) for k in range(self._depth)]
+        self._biases = [_stacked([network.linear[k].bias for network in networks])[:, None] for k in range(self._depth)]
+        self._weight_grads = [_stacked([_grad(n.linear[k].weight) for n in networks]) for k in range(self._depth)]
+        self._bias_grads = [_stacked([_grad(n.linear[k].bias) for n in networks])[:, None] for k in range(self._depth)]
+        last = [network.linear[-1] for network in networks]
+        self._last = [(_numpy(layer.weight), _numpy(layer.bias)) for layer in last]
+        self._last_grads = [(numpy_grad(layer.weight), numpy_grad(layer.bias)) for layer in last]
+        self._spaces: dict[int, _Workspace] = {}
+
+    def forward(self, x: np.ndarray) -> list[np.ndarray]:
+        """Map inputs, shape (B, inputs), to the outputs of each network, shape (B, outputs); they last until the next call."""
+        space = self._workspace(x)
+        below: np.ndarray = x
+        for weight, bias, hidden in zip(self._weights, self._biases, space.hidden, strict=True):
+            np.matmul(below, weight.transpose(0, 2, 1), out=hidden)
+            hidden += bias
+            np.tanh(hidden, out=hidden) if self._tanh else np.maximum(hidden, 0.0, out=hidden)
+            below = hidden
+        for s, (weight, bias) in enumerate(self._last):
+            np.matmul(below[s] if self._depth else x, weight.T, out=space.outputs[s])
+            space.outputs[s] += bias
+        return space.outputs
+
+    def backward(self, x: np.ndarray, output_grads: Sequence[np.ndarray]) -> None:
+        """Write the gradients of all parameters, given those of the outputs of the last `forward`, shape (B, outputs) each."""
+        space = self._workspace(x)
+        for s, grad in enumerate(output_grads):
+            weight_grad, bias_grad = self._last_grads[s]
+            np.matmul(grad.T, space.hidden[-1][s] if self._depth else x, out=weight_grad)
+            np.matmul(space.ones, grad, out=bias_grad[None])
+            if self._depth:
+                np.matmul(grad, self._last[s][0], out=space.hidden_grads[-1][s])
+        for k in range(self._depth - 1, -1, -1):
+            hidden, grad, slope = space.hidden[k], space.hidden_grads[k], space.slopes[k]
+            if self._tanh:
+                np.multiply(hidden, hidden, out=slope)
+                np.subtract(1.0, slope, out=slope)
+                grad *= slope
+            else:
+                grad *= hidden > 0.0
+            np.matmul(grad.transpose(0, 2, 1), x if k == 0 else space.hidden[k - 1], out=self._weight_grads[k])
+            np.matmul(space.ones, grad, out=self._bias_grads[k])
+            if k > 0:
+                np.matmul(grad, self._weights[k], out=space.hidden_grads[k - 1])
+
+    def _workspace(self, x: np.ndarray) -> _Workspace:
+        if len(x) not in self._spaces:
+            hidden_sizes = [weight.shape[:2] for weight in self._weights]
+            self._spaces[len(x)] = _Workspace(len(x), hidden_sizes, [len(bias) for _, bias in self._last], x.dtype)
+        return self._spaces[len(x)]
+
+
+class _Workspace:
+    """Arrays for minibatches of one size, so that no step allocates any."""
+
+    def __init__(self, rows: int, hidden_sizes: Sequence[tuple[int, ...]], outputs: Sequence[int], dtype: np.dtype) -> None:
+        shapes = [(stack, rows, width) for stack, width in hidden_sizes]
+        self.hidden, self.hidden_grads, self.slopes = ([np.empty(shape, dtype) for shape in shapes] for _ in range(3))
+        self.outputs = [np.empty((rows, size), dtype) for size in outputs]
+        self.ones = np.ones((1, rows), dtype)
+
+
+def numpy_grad(parameter: Tensor) -> np.ndarray:
+    """View the gradient of a flattened parameter as an array."""
+    return _grad(parameter).numpy()
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def _stacked(tensors: Sequence[Tensor]) -> np.ndarray:
+    """View equal tensors that lie one behind the other in memory as one array with a first axis of their number."""
+    first = tensors[0].detach()
+    shape, size = (len(tensors), *first.shape), first.numel()
+    for s, tensor in enumerate(tensors):
+        assert tensor.data_ptr() == first.data_ptr() + s * size * first.element_size()
+    strides = (size, *first.stride())
+    return torch.as_strided(first, shape, strides).numpy()
+
+
+def reason_against(module: nn.Module, device: torch.device) -> str | None:
+    """Say why the fast path does not model a policy, or None where it does."""
+    if device.type != "cpu":
+        return f"updates run on {device}"
+    for part in module.modules():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return f"{type(part).__name__} has hooks"
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            return f"{name} is {parameter.dtype}"
+        if not parameter.requires_grad:
+            return f"{name} is frozen"
+        if parameter._backward_hooks:
+            return f"{name} has hooks"
+    return None

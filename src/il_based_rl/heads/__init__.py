@@ -1,0 +1,93 @@
+"""What a policy does: from a network's outputs to actions that an environment takes, and how likely they are.
+
+One small class for each kind of action, with the same methods and no base class. Three forms of an action are told apart:
+the network's *outputs* (B, num_outputs); the *raw action* that learning reasons about (B, num_actions), unbounded or counted
+from 0; and the *action* of the environment, of its space's shape, number type and bounds.
+
+Sampling adds noise to the outputs and takes the most likely raw action of the result, whatever the kind. What learning needs is
+there twice: on tensors, for autograd, and on arrays with gradients in closed form, for the fast path.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from il_based_rl.errors import UnsupportedSpaceError
+from il_based_rl.heads.bernoulli import BernoulliHead
+from il_based_rl.heads.categorical import CategoricalHead
+from il_based_rl.heads.gaussian import GaussianHead
+
+
+class ActionHead(Protocol):
+    """The methods that every kind of action has."""
+
+    num_outputs: int
+    num_actions: int
+    continuous: bool
+    raw_dtype: np.dtype
+
+    def mode(self, outputs: np.ndarray) -> np.ndarray:
+        """Most likely raw actions."""
+
+    def noise(self, random: np.random.Generator, shape: tuple[int, ...], log_std: np.ndarray | None) -> np.ndarray:
+        """Noise of shape (*shape, num_outputs) such that `mode(outputs + noise)` is a sample of the distribution."""
+
+    def to_env(self, raw: np.ndarray) -> np.ndarray:
+        """Raw actions as the environment takes them, each inside its space."""
+
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions of the environment as raw ones, to learn from; ValueError where one is outside the space."""
+
+    def log_prob(self, outputs: Tensor, log_std: Tensor | None, raw: Tensor) -> Tensor:
+        """Log-probability of raw actions, shape (B,), in nats."""
+
+    def entropy(self, outputs: Tensor, log_std: Tensor | None) -> Tensor:
+        """Mean entropy of the batch, a scalar, in nats."""
+
+    def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
+        """How far the outputs are from demonstrated raw actions, a scalar."""
+
+    def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities, shape (B,), as `log_prob`, and what `score_grads` needs to know of them."""
+
+    def score_grads(
+        self, kept: np.ndarray, log_std: np.ndarray | None, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Gradients of `sum(weights * log_probs)` by the outputs, and by the log standard deviation where there is one."""
+
+    def entropy_grads(
+        self, outputs: np.ndarray, log_std: np.ndarray | None
+    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+        """Mean entropy, as `entropy`, and its gradients by the outputs and by the log standard deviation; None for zero."""
+
+    def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
+        """The loss, as `cloning_loss`, and its gradient by the outputs."""
+
+
+def action_head(space: gym.Space[Any]) -> ActionHead:
+    """Return the head for an action space.
+
+    Raises:
+        UnsupportedSpaceError: The space is none of Box, Discrete, MultiDiscrete and MultiBinary.
+    """
+    if isinstance(space, spaces.Box) and np.prod(space.shape, dtype=int) > 0:
+        return GaussianHead(space)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return CategoricalHead(space)
+    if isinstance(space, spaces.MultiBinary):
+        return BernoulliHead(space)
+    raise UnsupportedSpaceError(
+        f"action space {space} is not supported; expected Box, Discrete, MultiDiscrete or MultiBinary "
+        "(a gymnasium.ActionWrapper can translate it)"
+    )
+
+
+def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    """Move an array to a device as a tensor; on a CPU the memory is shared."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -1,0 +1,81 @@
+"""Independent bits."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium import spaces
+from torch import Tensor
+
+from il_based_rl.functional import bernoulli_entropy, bernoulli_log_prob
+
+
+class BernoulliHead:
+    """MultiBinary actions: independent bits with one logit each."""
+
+    continuous = False
+    raw_dtype: np.dtype = np.dtype(np.float32)
+
+    def __init__(self, space: spaces.MultiBinary) -> None:
+        self._shape, self._dtype = space.shape, space.dtype
+        self.num_outputs = self.num_actions = int(np.prod(space.shape, dtype=int))
+
+    def mode(self, outputs: np.ndarray) -> np.ndarray:
+        """1 where the logit is positive."""
+        return (outputs > 0).astype(np.float32)
+
+    def noise(self, random: np.random.Generator, shape: tuple[int, ...], log_std: np.ndarray | None) -> np.ndarray:
+        """Logistic noise: the disturbed logit is positive with the probability that its sigmoid gives."""
+        return random.logistic(size=(*shape, self.num_outputs)).astype(np.float32)
+
+    def to_env(self, raw: np.ndarray) -> np.ndarray:
+        """Shape the bits, (B, A) to (B, *space.shape)."""
+        return raw.astype(self._dtype).reshape(-1, *self._shape)
+
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        """Flatten the bits, (B, *space.shape) to (B, A)."""
+        if not np.isin(actions, (0, 1)).all():
+            raise ValueError("an action of bits is neither 0 nor 1")
+        return actions.reshape(len(actions), -1).astype(np.float32)
+
+    def log_prob(self, outputs: Tensor, log_std: Tensor | None, raw: Tensor) -> Tensor:
+        """Log-probability of all bits together."""
+        return bernoulli_log_prob(outputs, raw)
+
+    def entropy(self, outputs: Tensor, log_std: Tensor | None) -> Tensor:
+        """Mean entropy of all bits together."""
+        return bernoulli_entropy(outputs).mean()
+
+    def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
+        """Cross-entropy of all bits together."""
+        return -bernoulli_log_prob(outputs, raw).mean()
+
+    def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `ActionHead`; what the gradient needs is the bits minus their probabilities."""
+        return (raw * outputs - _softplus(outputs)).sum(-1), raw - _sigmoid(outputs)
+
+    def score_grads(
+        self, kept: np.ndarray, log_std: np.ndarray | None, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `ActionHead`."""
+        return kept * weights[:, None], None
+
+    def entropy_grads(
+        self, outputs: np.ndarray, log_std: np.ndarray | None
+    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+        """See `ActionHead`."""
+        probabilities = _sigmoid(outputs)
+        entropy = float((_softplus(outputs) - outputs * probabilities).sum()) / len(outputs)
+        return entropy, -outputs * probabilities * (1.0 - probabilities) / len(outputs), None
+
+    def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
+        """See `ActionHead`."""
+        log_probs, kept = self.score(outputs, None, raw)
+        return -float(log_probs.sum()) / len(raw), kept * (-1.0 / len(raw))
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(x, np.zeros((), x.dtype))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (np.tanh(0.5 * x) + 1.0)

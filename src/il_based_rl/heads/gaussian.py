@@ -1,0 +1,105 @@
+"""Continuous actions."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium import spaces
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from il_based_rl.functional import LOG_TWO_PI, gaussian_entropy, gaussian_log_prob
+
+_UNBOUNDED = 1e10
+"""Bounds of this magnitude (some spaces say float32's largest number for "any") give an action no scale."""
+
+
+class GaussianHead:
+    """Box actions under independent normals, whose means are the network's outputs.
+
+    The policy samples an unbounded raw action, and log-probabilities are of that one; the environment gets
+    `clip(centre + half_range * raw, low, high)`. Where both bounds are finite, centre and half range are theirs, so that raw
+    actions in [-1, 1] span the space whatever its units; elsewhere they are 0 and 1. Whole-number spaces get it rounded.
+    """
+
+    continuous = True
+    raw_dtype: np.dtype = np.dtype(np.float32)
+
+    def __init__(self, space: spaces.Box) -> None:
+        self._shape, self._dtype = space.shape, space.dtype
+        self.num_outputs = self.num_actions = int(np.prod(space.shape, dtype=int))
+        low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+        finite = (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED) & (high > low)
+        self._centre = np.zeros_like(low)
+        self._half_range = np.ones_like(low)
+        self._centre[finite] = 0.5 * (low[finite] + high[finite])
+        self._half_range[finite] = 0.5 * (high[finite] - low[finite])
+        self._low, self._high = space.low.ravel(), space.high.ravel()
+        self._whole = not np.issubdtype(np.dtype(space.dtype), np.floating)
+
+    def mode(self, outputs: np.ndarray) -> np.ndarray:
+        """Most likely raw actions: the means."""
+        return outputs
+
+    def noise(self, random: np.random.Generator, shape: tuple[int, ...], log_std: np.ndarray | None) -> np.ndarray:
+        """Normal noise of the policy's standard deviation; a policy that learned none has none."""
+        if log_std is None:
+            return np.zeros((*shape, self.num_outputs), np.float32)
+        return random.standard_normal((*shape, self.num_outputs), np.float32) * np.exp(log_std)
+
+    def to_env(self, raw: np.ndarray) -> np.ndarray:
+        """Scale, clip and shape raw actions, (B, A) to (B, *space.shape)."""
+        actions = raw * self._half_range
+        actions += self._centre
+        if self._whole:
+            actions = np.rint(actions)
+        actions = np.minimum(np.maximum(actions, self._low), self._high)
+        return actions.astype(self._dtype).reshape(-1, *self._shape)
+
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        """Undo the scaling, (B, *space.shape) to (B, A)."""
+        return ((actions.reshape(len(actions), -1) - self._centre) / self._half_range).astype(np.float32)
+
+    def log_prob(self, outputs: Tensor, log_std: Tensor | None, raw: Tensor) -> Tensor:
+        """Log-density of unbounded raw actions."""
+        assert log_std is not None
+        return gaussian_log_prob(outputs, log_std, raw)
+
+    def entropy(self, outputs: Tensor, log_std: Tensor | None) -> Tensor:
+        """Entropy of the unbounded raw action."""
+        assert log_std is not None
+        return gaussian_entropy(log_std)
+
+    def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
+        """Mean squared error, in units of half the action's range."""
+        return mse_loss(outputs, raw)
+
+    def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `ActionHead`; what the gradient needs is the standardised distance from the mean."""
+        assert log_std is not None
+        distance = (raw - outputs) * np.exp(-log_std)
+        constant = log_std.sum() + 0.5 * LOG_TWO_PI * self.num_actions
+        return -0.5 * np.einsum("ba,ba->b", distance, distance) - constant, distance
+
+    def score_grads(
+        self, kept: np.ndarray, log_std: np.ndarray | None, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `ActionHead`."""
+        assert log_std is not None
+        weighted = kept * weights[:, None]
+        log_std_grad = np.einsum("ba,ba->a", weighted, kept) - weights.sum()
+        weighted *= np.exp(-log_std)
+        return weighted, log_std_grad
+
+    def entropy_grads(
+        self, outputs: np.ndarray, log_std: np.ndarray | None
+    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+        """See `ActionHead`; the entropy does not depend on the outputs."""
+        assert log_std is not None
+        return float(log_std.sum() + 0.5 * (1.0 + LOG_TWO_PI) * self.num_actions), None, np.ones_like(log_std)
+
+    def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
+        """See `ActionHead`."""
+        error = outputs - raw
+        loss = float(np.einsum("ba,ba->", error, error)) / error.size
+        error *= 2.0 / error.size
+        return loss, error

@@ -1,0 +1,94 @@
+"""PPO's loss on one minibatch and the step that lessens it, twice: by autograd, and by hand on the fast path.
+
+Both read the same batch, write the same gradient vector and share one Adam state. `measures` are always policy loss, value loss
+(of scaled rewards), entropy, approximate KL and clip fraction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import mse_loss
+
+from il_based_rl.actor_critic_policy import ActorCriticPolicy
+from il_based_rl.buffer import RolloutBatch
+from il_based_rl.config import PPOConfig
+from il_based_rl.functional import ppo_clip_grads, ppo_clip_loss
+from il_based_rl.fused_mlp import FlatAdam, FlatParameters, StackedMLP, numpy_grad
+
+MEASURES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+APPROX_KL = MEASURES.index("approx_kl")
+
+
+class ReferenceUpdate:
+    """Plain PyTorch: autograd, on any device."""
+
+    name = "reference path"
+
+    def __init__(
+        self, policy: ActorCriticPolicy, flat: FlatParameters, optimizer: torch.optim.Adam, device: torch.device
+    ) -> None:
+        self._policy, self._flat, self._optimizer, self._device = policy, flat, optimizer, device
+
+    def prepared(self, batch: RolloutBatch) -> RolloutBatch:
+        """Return the batch as this path reads it."""
+        return batch.to(self._device)
+
+    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig) -> Any:
+        """Write the loss's gradient; return the measures, shape (5,)."""
+        log_probs, entropy, values = self._policy.evaluate_actions(minibatch.normalized, minibatch.raw_actions)
+        policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, minibatch.advantages, config.clip_range)
+        value_loss = mse_loss(values, minibatch.returns)
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        self._flat.grad.zero_()
+        loss.backward()
+        parts = [policy_loss, value_loss, entropy, measures["approx_kl"], measures["clip_fraction"]]
+        return torch.stack(parts).detach()
+
+    def step(self, max_grad_norm: float) -> None:
+        """Clip the gradient and let Adam take a step."""
+        self._flat.clip_grad_norm(max_grad_norm)
+        self._optimizer.step()
+
+
+class FusedUpdate:
+    """The same in closed form, for float32 perceptrons on a CPU."""
+
+    name = "fast path"
+
+    def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, optimizer: torch.optim.Adam) -> None:
+        self._head = policy.actor.head
+        self._networks = StackedMLP([policy.actor.network, policy.critic])
+        self._adam = FlatAdam(flat, optimizer)
+        self._log_std = None if policy.log_std is None else policy.log_std.detach().numpy()
+        self._log_std_grad = None if policy.log_std is None else numpy_grad(policy.log_std)
+
+    def prepared(self, batch: RolloutBatch) -> RolloutBatch:
+        """Return the batch as this path reads it."""
+        return batch
+
+    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig) -> Any:
+        """Write the loss's gradient; return the measures, shape (5,)."""
+        head, log_std, inputs = self._head, self._log_std, minibatch.normalized
+        outputs, values = self._networks.forward(inputs)
+        log_probs, kept = head.score(outputs, log_std, minibatch.raw_actions)
+        weights, (policy_loss, approx_kl, clip_fraction) = ppo_clip_grads(
+            log_probs, minibatch.log_probs, minibatch.advantages, config.clip_range
+        )
+        output_grads, log_std_grads = head.score_grads(kept, log_std, weights)
+        entropy, entropy_by_outputs, entropy_by_log_std = head.entropy_grads(outputs, log_std)
+        if config.entropy_coef > 0.0 and entropy_by_outputs is not None:
+            output_grads -= config.entropy_coef * entropy_by_outputs
+        if self._log_std_grad is not None and log_std_grads is not None and entropy_by_log_std is not None:
+            np.subtract(log_std_grads, config.entropy_coef * entropy_by_log_std, out=self._log_std_grad)
+        errors = values[:, 0] - minibatch.returns
+        value_loss = float(np.dot(errors, errors)) / len(errors)
+        errors *= 2.0 * config.value_coef / len(errors)
+        self._networks.backward(inputs, [output_grads, errors[:, None]])
+        return np.array([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
+
+    def step(self, max_grad_norm: float) -> None:
+        """Clip the gradient and let Adam take a step."""
+        self._adam.step(max_grad_norm)

@@ -1,0 +1,219 @@
+"""Anybody's agent acts: ours, another library's, a plain function."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import toy_envs
+import torch
+from toy_envs import Steady
+
+from il_based_rl.agent import BCAgent
+from il_based_rl.envs import make_players
+from il_based_rl.errors import EnvironmentFaultError, SpaceMismatchError
+from il_based_rl.interop import actor_from
+from il_based_rl.policy import MLPPolicy
+from il_based_rl.ppo_agent import PPOAgent
+
+
+def players_of(env_id, count=1, seed=1):
+    players = make_players(env_id, count)
+    for player in players:
+        player.reset(seed + player.index)
+    return players
+
+
+def actor_of(agent, players, deterministic=True):
+    env = players[0].env
+    random = np.random.default_rng(0)
+    return actor_from(agent, env.observation_space, env.action_space, deterministic=deterministic, random=random)
+
+
+def answer(agent, env_id="toy/Counter-v0", **kwargs):
+    players = players_of(env_id)
+    return actor_of(agent, players, **kwargs)(players)[0]
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        Steady(np.array([0.25, -0.5])),
+        Steady([0.25, -0.5]),
+        Steady(torch.tensor([0.25, -0.5])),
+        Steady(np.array([[0.25, -0.5]])),
+        Steady((np.array([0.25, -0.5]), None)),
+        Steady((np.array([0.25, -0.5]), {"hidden": 1})),
+        lambda obs: np.array([0.25, -0.5]),
+    ],
+    ids=["array", "list", "tensor", "batch of one", "with no state", "with a state", "plain callable"],
+)
+def test_every_kind_of_answer_is_one_action_of_the_space(agent):
+    action = answer(agent)
+    assert action.tolist() == [0.25, -0.5]
+    assert gym.make("toy/Counter-v0").action_space.contains(action)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "given", "expected"),
+    [
+        ("toy/Gears-v0", 6, 6),
+        ("toy/Gears-v0", np.array([7]), 7),
+        ("toy/Gears-v0", 5.0, 5),
+        ("toy/Levers-v0", [1, 2], [1, 2]),
+        ("toy/Bits-v0", [True, False, True, False], [1, 0, 1, 0]),
+    ],
+)
+def test_discrete_actions_get_their_spaces_shape_and_number_type(env_id, given, expected):
+    action = answer(Steady(given), env_id)
+    assert action.tolist() == expected
+    assert gym.make(env_id).action_space.contains(action)
+
+
+def test_a_foreign_agent_gets_one_observation_at_a_time_as_the_environment_gave_it():
+    seen = []
+    players = players_of("toy/Dict-v0", 2)
+    actor_of(lambda obs: seen.append(obs) or 0, players)(players)
+    assert [obs is player.obs for obs, player in zip(seen, players, strict=True)] == [True, True]
+    assert set(seen[0]) == {"gear", "position"}
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_is_passed_on_where_the_signature_has_it(deterministic):
+    class Agent:
+        def predict(self, obs, deterministic=None):
+            self.asked = deterministic
+            return np.zeros(2)
+
+    agent = Agent()
+    answer(agent, deterministic=deterministic)
+    assert agent.asked is deterministic
+
+
+class Recurrent:
+    """The signature of Stable-Baselines3; its state counts the steps of an episode."""
+
+    def __init__(self):
+        self.asked = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        self.asked.append((observation[0].item(), state, bool(episode_start[0]), deterministic))
+        return np.zeros(2), (0 if state is None else state) + 1
+
+
+def test_the_state_of_a_recurrent_agent_belongs_to_its_player_and_ends_with_the_episode():
+    agent = Recurrent()
+    players = players_of("toy/Counter-v0", 2, seed=7)
+    actor = actor_of(agent, players)
+
+    def step(chosen):
+        agent.asked.clear()
+        for player, action in zip(chosen, actor(chosen), strict=True):
+            player.step(action)
+        return agent.asked.copy()
+
+    assert step(players) == [(7, None, True, True), (8, None, True, True)]
+    assert step(players[1:]) == [(8, 1, False, True)]
+    assert step(players) == [(7, 1, False, True), (8, 2, False, True)]
+    players[1].reset(9)
+    assert step(players) == [(7, 2, False, True), (9, None, True, True)]
+
+
+@pytest.mark.parametrize("agent", [object(), None, 3, "agent"])
+def test_what_cannot_be_asked_is_refused_by_its_type(agent):
+    with pytest.raises(TypeError, match=rf"predict\(obs\) or be callable, got {type(agent).__name__}"):
+        answer(agent)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "given", "executed"),
+    [
+        ("toy/Counter-v0", [7.0, -3.0], [1.0, -1.0]),
+        ("toy/Counter-v0", [0.5, 1.0000001], [0.5, 1.0]),
+        ("toy/Wide-v0", [-9.0, 1e6], [-2.0, 1e6]),
+        ("toy/Wide-v0", [9.0, -1e6], [3.0, -1e6]),
+    ],
+)
+def test_a_continuous_action_is_moved_to_finite_bounds(env_id, given, executed):
+    action = answer(Steady(given), env_id)
+    assert action.tolist() == executed
+    assert action.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("env_id", "given"),
+    [
+        ("toy/Counter-v0", [0.5]),
+        ("toy/Counter-v0", [0.5, 0.5, 0.5]),
+        ("toy/Counter-v0", [np.nan, 0.5]),
+        ("toy/Counter-v0", [np.inf, 0.5]),
+        ("toy/Counter-v0", None),
+        ("toy/Counter-v0", "left"),
+        ("toy/Counter-v0", [[0.5], [0.5, 0.5]]),
+        ("toy/Gears-v0", 4),
+        ("toy/Gears-v0", 8),
+        ("toy/Gears-v0", 5.5),
+        ("toy/Gears-v0", np.nan),
+        ("toy/Gears-v0", [5, 6]),
+        ("toy/Levers-v0", [1, 3]),
+        ("toy/Levers-v0", [-1, 0]),
+        ("toy/Bits-v0", [0, 1, 2, 0]),
+        ("toy/Bits-v0", [0.5, 1, 1, 0]),
+    ],
+)
+def test_an_action_that_is_none_of_the_space_is_an_error_that_names_the_place(env_id, given):
+    players = players_of(env_id, 3)
+    players[2].steps = 12
+    with pytest.raises(EnvironmentFaultError, match=r"environment 2, step 12 .*does not fit") as fault:
+        actor_of(Steady(given), players)(players[2:])
+    assert "\n" not in str(fault.value)
+
+
+def test_a_failing_agent_is_an_error_that_names_the_place():
+    def agent(obs):
+        raise ZeroDivisionError("division by zero")
+
+    with pytest.raises(EnvironmentFaultError, match=r"environment 0, step 0 .*division by zero"):
+        answer(agent)
+
+
+SPACES = (gym.make("toy/Counter-v0").observation_space, gym.make("toy/Counter-v0").action_space)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_our_experts_act_as_they_predict(deterministic):
+    agent = PPOAgent.for_spaces(*SPACES, hidden_dims=(8,), seed=0)
+    players = players_of("toy/Counter-v0", 3)
+    batch = actor_of(agent, players, deterministic)(players)
+    expected = agent.predict(np.stack([player.obs for player in players]))
+    assert np.array_equal(batch, expected) is deterministic
+    assert batch.shape == (3, 2)
+
+
+def test_our_students_and_bare_policies_act_as_they_predict():
+    policy = MLPPolicy(*SPACES, (8,), generator=torch.Generator().manual_seed(1))
+    policy.normalizer.fit(np.random.default_rng(0).normal(5.0, 3.0, (50, 3)).astype(np.float32))
+    players = players_of("toy/Counter-v0", 3)
+    obs = np.stack([player.obs for player in players])
+    for agent in (policy, BCAgent(policy, seed=0)):
+        np.testing.assert_allclose(actor_of(agent, players)(players), policy.predict(obs), rtol=1e-6, atol=1e-7)
+
+
+def test_the_caller_s_random_generator_decides_our_samples():
+    agent = PPOAgent.for_spaces(*SPACES, hidden_dims=(8,), seed=0)
+    players = players_of("toy/Counter-v0", 2)
+    first, second = (actor_of(agent, players, deterministic=False)(players) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_an_agent_of_ours_made_for_other_spaces_is_refused_with_both():
+    agent = PPOAgent.for_spaces(*SPACES, hidden_dims=(8,), seed=0)
+    with pytest.raises(SpaceMismatchError, match=r"action space Box\(-1.0, 1.0, \(2,\), float32\) against Discrete\(3, start=5\)"):
+        answer(agent, "toy/Gears-v0")
+    with pytest.raises(SpaceMismatchError, match="observation space"):
+        answer(agent, "toy/Dict-v0")
+
+
+def test_an_action_that_the_environment_writes_into_stays_the_agents():
+    toy_envs.ACTIONS.clear()
+    agent = Steady(np.array([7.0, -3.0], np.float32))
+    answer(agent)
+    assert agent.action.tolist() == [7.0, -3.0]
