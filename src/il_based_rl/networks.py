@@ -66,13 +66,16 @@ class MLP(nn.Module):
         layers = [(_array(layer.weight).T, _array(layer.bias)) for layer in self.linear]
         *hidden, (last_weight, last_bias) = layers
         tanh = self.activation == "tanh"
+        spaces: dict[int, list[np.ndarray]] = {}  # hidden layers by number of rows, so that a step allocates none
 
         def forward(x: np.ndarray) -> np.ndarray:
-            for weight, bias in hidden:
-                x = x @ weight
+            if len(x) not in spaces:
+                spaces[len(x)] = [np.empty((len(x), len(bias)), bias.dtype) for _, bias in hidden]
+            for (weight, bias), space in zip(hidden, spaces[len(x)], strict=True):
+                x = np.dot(x, weight, out=space)
                 x += bias
                 np.tanh(x, out=x) if tanh else np.maximum(x, 0.0, out=x)
-            x = x @ last_weight
+            x = np.dot(x, last_weight)
             x += last_bias
             return x
 

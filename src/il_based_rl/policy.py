@@ -50,6 +50,7 @@ class MLPPolicy(nn.Module):
         self.codec = ObservationCodec(observation_space)
         self.head = action_head(action_space)
         self.normalizer = RunningNormalizer(self.codec.measured)
+        self._kept: tuple[tuple[list[int], list[tuple[int, int]]], NumpyFunction] | None = None
         sizes = [self.codec.size, *hidden_dims, self.head.num_outputs]
         self.network = MLP(sizes, activation, last_gain=0.01, generator=generator)
 
@@ -61,6 +62,21 @@ class MLPPolicy(nn.Module):
         """Return `forward` on NumPy arrays, for acting; it follows the weights, but not later observation statistics."""
         normalize, network = self.normalizer.as_numpy(), self.network.as_numpy()
         return lambda features: network(normalize(features))
+
+    def _acting(self) -> NumpyFunction:
+        """Return `as_numpy`, kept from call to call while all that it read is where and what it was."""
+        weights = [weight for layer in self.network.layers for weight in layer._parameters.values()]
+        statistics = self.normalizer._buffers.values()
+        key = (
+            [weight.data_ptr() for weight in weights if weight is not None],
+            [(tensor.data_ptr(), tensor._version) for tensor in statistics if tensor is not None],
+        )
+        if self._kept is None or self._kept[0] != key or not self.normalizer.mean.is_cpu:
+            self._kept = (key, self.as_numpy())
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     def predict(self, obs: Any, random: np.random.Generator | None = None, log_std: np.ndarray | None = None) -> np.ndarray:
         """Choose actions for one raw observation or a batch of them.
@@ -80,7 +96,7 @@ class MLPPolicy(nn.Module):
             rows, single = self.codec.rows(obs)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise SpaceMismatchError(f"cannot read this observation of {self.observation_space}: {error}") from error
-        outputs = self.as_numpy()(self.codec.features(rows))
+        outputs = self._acting()(self.codec.features(rows))
         if random is not None:
             outputs = outputs + self.head.noise(random, (len(rows),), log_std)
         actions = self.head.to_env(self.head.mode(outputs))

@@ -228,8 +228,9 @@ class PPOAgent:
 
     def predict(self, obs: Any, deterministic: bool = True) -> np.ndarray:
         """Choose the action for one raw observation, or for a batch of them; see `MLPPolicy.predict`."""
-        random = None if deterministic else self._random["action noise"]
-        return self.policy.actor.predict(obs, random, self.policy.log_std_array())
+        if deterministic:
+            return self.policy.actor.predict(obs)
+        return self.policy.actor.predict(obs, self._random["action noise"], self.policy.log_std_array())
 
     def save(self, path: str | Path, run: dict[str, Any] | None = None) -> None:
         """Write everything that learning goes on from as one `.pt` file.

@@ -47,7 +47,7 @@ class Rollouts:
         self.features = self._codec.features(envs.reset(seeds))
         """Features of the observations to act upon next. Shape (N, O)."""
         self._total_rewards = np.zeros(envs.num_envs)
-        self._lengths = np.zeros(envs.num_envs, int)
+        self._lengths = np.zeros(envs.num_envs, np.int64)
 
     def fill(self, buffer: RolloutBuffer, actor: NumpyFunction, noise: np.ndarray) -> list[FinishedEpisode]:
         """Act until the buffer is full.
@@ -60,7 +60,6 @@ class Rollouts:
         Returns:
             The episodes that ended, in raw reward.
         """
-        finished: list[FinishedEpisode] = []
         buffer.clear()
         features, head, codec = self.features, self._head, self._codec
         for t in range(buffer.num_steps):
@@ -70,17 +69,27 @@ class Rollouts:
             buffer.rewards[t] = record.rewards
             buffer.terminated[t], buffer.truncated[t] = record.terminated, record.truncated
             buffer.valid[t] = record.valid
-            self._total_rewards += record.rewards * record.valid
-            self._lengths += record.valid
             for i, row in record.final_rows.items():
-                finished.append(FinishedEpisode(float(self._total_rewards[i]), int(self._lengths[i])))
-                self._total_rewards[i], self._lengths[i] = 0.0, 0
                 if not record.terminated[i]:
                     buffer.truncations.append((t, i))
                     buffer.final_features.append(codec.features(row[None])[0])
             features = codec.features(record.rows)
         self.features = np.array(features)
-        return finished
+        return self._finished(buffer)
+
+    def _finished(self, buffer: RolloutBuffer) -> list[FinishedEpisode]:
+        """Add up the rewards of each episode, from the rollout that it began in to the one that it ended in."""
+        rewards = np.where(buffer.valid, buffer.rewards, 0.0)
+        episodes: list[FinishedEpisode] = []
+        for i in range(rewards.shape[1]):
+            start = 0
+            for end in (np.flatnonzero(buffer.done[:, i]) + 1).tolist():
+                total = self._total_rewards[i] + rewards[start:end, i].sum()
+                episodes.append(FinishedEpisode(float(total), int(self._lengths[i] + buffer.valid[start:end, i].sum())))
+                self._total_rewards[i], self._lengths[i], start = 0.0, 0, end
+            self._total_rewards[i] += rewards[start:, i].sum()
+            self._lengths[i] += buffer.valid[start:, i].sum()
+        return episodes
 
 
 @dataclass(frozen=True)

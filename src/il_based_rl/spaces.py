@@ -28,7 +28,8 @@ class ObservationCodec:
     def __init__(self, space: gym.Space[Any]) -> None:
         _require_supported(space, space)
         self.space = space
-        self._is_box = isinstance(space, spaces.Box)
+        self._composite = isinstance(space, spaces.Dict | spaces.Tuple)
+        self._one_hot = isinstance(space, spaces.Discrete)
         self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
         flat = space if isinstance(space, spaces.Box | spaces.Discrete) else spaces.flatten_space(space)
         assert isinstance(flat, spaces.Box | spaces.Discrete)
@@ -49,7 +50,7 @@ class ObservationCodec:
         Raises:
             ValueError: The observation does not have the shape of the space.
         """
-        if isinstance(self.space, spaces.Dict | spaces.Tuple):
+        if self._composite:
             obs = spaces.flatten(self.space, obs)
         array = np.asarray(obs)
         if array.shape != self.row_shape:
@@ -64,7 +65,7 @@ class ObservationCodec:
         Raises:
             ValueError: The shape is neither one observation's nor a batch's.
         """
-        if isinstance(self.space, spaces.Dict | spaces.Tuple):
+        if self._composite:
             return self._composite_rows(obs)
         array = np.asarray(obs)
         if array.shape == self.row_shape:
@@ -90,8 +91,8 @@ class ObservationCodec:
 
     def features(self, rows: np.ndarray) -> np.ndarray:
         """Turn rows, shape (B, *row_shape), into features, shape (B, O), float32."""
-        if self._is_box or self.row_shape:
-            return rows.reshape(len(rows), -1).astype(np.float32, copy=False)
+        if not self._one_hot:
+            return rows.reshape(len(rows), self.size).astype(np.float32, copy=False)
         one_hot = np.zeros((len(rows), self.size), np.float32)
         one_hot[np.arange(len(rows)), rows.astype(np.int64) - self._start] = 1.0
         return one_hot

@@ -27,14 +27,15 @@ class GaussianHead:
     def __init__(self, space: spaces.Box) -> None:
         self._shape, self._dtype = space.shape, space.dtype
         self.num_outputs = self.num_actions = int(np.prod(space.shape, dtype=int))
-        low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+        self._whole = not np.issubdtype(np.dtype(space.dtype), np.floating)
+        number = np.dtype(np.float64) if self._whole else np.dtype(space.dtype)
+        low, high = (np.ravel(bound).astype(number) for bound in (space.low, space.high))
         finite = (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED) & (high > low)
         self._centre = np.zeros_like(low)
         self._half_range = np.ones_like(low)
         self._centre[finite] = 0.5 * (low[finite] + high[finite])
         self._half_range[finite] = 0.5 * (high[finite] - low[finite])
-        self._low, self._high = space.low.ravel(), space.high.ravel()
-        self._whole = not np.issubdtype(np.dtype(space.dtype), np.floating)
+        self._low, self._high = low, high
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """Most likely raw actions: the means."""
@@ -48,12 +49,12 @@ class GaussianHead:
 
     def to_env(self, raw: np.ndarray) -> np.ndarray:
         """Scale, clip and shape raw actions, (B, A) to (B, *space.shape)."""
-        actions = raw * self._half_range
+        actions: np.ndarray = raw * self._half_range
         actions += self._centre
         if self._whole:
-            actions = np.rint(actions)
-        actions = np.minimum(np.maximum(actions, self._low), self._high)
-        return actions.astype(self._dtype).reshape(-1, *self._shape)
+            np.rint(actions, out=actions)
+        np.minimum(np.maximum(actions, self._low, out=actions), self._high, out=actions)
+        return actions.astype(self._dtype, copy=False).reshape(len(actions), *self._shape)
 
     def from_env(self, actions: np.ndarray) -> np.ndarray:
         """Undo the scaling, (B, *space.shape) to (B, A)."""
