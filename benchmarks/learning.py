@@ -125,7 +125,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# How well experts and students do",
         "",
-        "Measured by `python -m benchmarks.learning`; every row stands in `benchmarks/results/learning.jsonl`. Experts play the",
+        "Measured by `python -m benchmarks.learning`; every row is in `benchmarks/results/learning.jsonl`. Experts play the",
         "start seeds 10000-10999, the policy after the last update, with its most likely action. Students are cloned from 50",
         "episodes with the defaults of `il-rl train`, and play the start seeds 20000-20099 beside their expert; their place is",
         "given on the scale from random (0 %) to expert (100 %). No setting was chosen on these seeds or start states.",

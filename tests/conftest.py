@@ -48,7 +48,7 @@ def boxes(draw):
     dtype = np.dtype(draw(st.sampled_from(["float16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool"])))
     shape = draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3))
     if dtype.kind == "b":
-        return spaces.Box(False, True, shape, bool)
+        return spaces.Box(0, 1, shape, bool)
     return _float_box(draw, dtype, shape) if dtype.kind == "f" else _integer_box(draw, dtype, shape)
 
 

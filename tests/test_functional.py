@@ -21,6 +21,7 @@ from il_based_rl.functional import (
     gaussian_entropy,
     gaussian_log_prob,
     generalized_advantages,
+    ppo_clip_grads,
     ppo_clip_loss,
 )
 
@@ -30,15 +31,17 @@ def column(*values):
 
 
 def random_rollout(seed, steps=30, num_envs=3):
-    """A rollout with plenty of both endings, some on the same step, and next values unrelated to the next row's values."""
+    """A rollout with plenty of both endings, some on the same step; the value after an end is not the next row's."""
     random = np.random.default_rng(seed)
     shape = (steps, num_envs)
+    terminated, truncated = random.random(shape) < 0.15, random.random(shape) < 0.15
+    values = random.normal(size=(steps + 1, num_envs))
     return {
         "rewards": random.normal(size=shape),
-        "values": random.normal(size=shape),
-        "next_values": random.normal(size=shape),
-        "terminated": random.random(shape) < 0.15,
-        "truncated": random.random(shape) < 0.15,
+        "values": values[:-1],
+        "next_values": np.where(terminated | truncated, random.normal(size=shape), values[1:]),
+        "terminated": terminated,
+        "truncated": truncated,
     }
 
 
@@ -254,6 +257,21 @@ def test_an_unchanged_policy_has_no_divergence_and_clips_nothing():
     assert loss.item() == -2.0
     assert metrics["approx_kl"].item() == 0.0
     assert metrics["clip_fraction"].item() == 0.0
+
+
+def test_the_surrogate_in_closed_form_is_autograds():
+    random = np.random.default_rng(0)
+    old, advantages = random.normal(size=200), random.normal(size=200)
+    new = old + 0.4 * random.normal(size=200)  # about half of the ratios are clipped
+    log_probs = torch.tensor(new, requires_grad=True)
+    expected, expected_metrics = ppo_clip_loss(log_probs, torch.tensor(old), torch.tensor(advantages), clip_range=0.2)
+    expected.backward()
+    grads, (loss, approx_kl, clip_fraction) = ppo_clip_grads(new, old, advantages, clip_range=0.2)
+    np.testing.assert_allclose(grads, log_probs.grad.numpy(), rtol=1e-12, atol=1e-15)
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    assert approx_kl == pytest.approx(expected_metrics["approx_kl"].item(), rel=1e-10)
+    assert clip_fraction == pytest.approx(expected_metrics["clip_fraction"].item(), rel=1e-6)
+    assert 0.3 < clip_fraction < 0.8
 
 
 def test_explained_variance_of_half_right_predictions():

@@ -35,7 +35,7 @@ def test_interval_at_ninety_percent_by_hand():
 def test_interval_covers_the_true_mean_as_often_as_it_says():
     samples = np.random.default_rng(0).normal(3.0, 5.0, size=(2000, 6))
     intervals = np.array([mean_interval(sample) for sample in samples])
-    covered = ((intervals[:, 0] < 3.0) & (3.0 < intervals[:, 1])).mean()
+    covered = ((intervals[:, 0] < 3.0) & (intervals[:, 1] > 3.0)).mean()
     assert covered == pytest.approx(0.95, abs=0.015)  # three standard errors of a share of 2,000
 
 

@@ -64,7 +64,7 @@ class BCAgent:
         self.optimizer = torch.optim.Adam([self._flat.vector], lr=self.config.lr, fused=True)
         self.epochs = 0
         self._order = generator(self.seed, "minibatch order")
-        self._sampling = generator(self.seed, "action noise")
+        self._sampling = generator(self.seed, "action noise", 1)
 
     @classmethod
     def for_dataset(
@@ -147,6 +147,10 @@ class BCAgent:
         held_out = min(max(1, round(self.config.validation_fraction * episodes)), episodes - 1)
         order = generator(self.seed, "validation split").permutation(episodes)
         return dataset.select(np.sort(order[held_out:])), dataset.select(np.sort(order[:held_out]))
+
+    def require_fits(self, dataset: DemoDataset) -> None:
+        """Raise SpaceMismatchError unless the policy can learn from these demonstrations."""
+        self._examples(dataset)
 
     def _examples(self, dataset: DemoDataset) -> tuple[np.ndarray, np.ndarray]:
         """Features, shape (B, O), and raw actions, shape (B, num_actions)."""

@@ -13,6 +13,9 @@ from il_based_rl.errors import UserError
 
 Settings = TypeVar("Settings")
 
+LATEST = "latest"
+"""What a bare `--resume` stands for."""
+
 
 def parse(defaults: Settings, argv: Sequence[str] | None, *, prog: str, description: str) -> Settings:
     """Read settings from the command line (`sys.argv` where `argv` is None); flags that are not given keep `defaults`."""
@@ -21,13 +24,29 @@ def parse(defaults: Settings, argv: Sequence[str] | None, *, prog: str, descript
     return tyro.cli(type(defaults), prog=prog, description=description, args=arguments, default=defaults, config=config)
 
 
+def asks_for_help(argv: Sequence[str] | None) -> bool:
+    """Whether the command line asks for help, so that nothing else of it matters."""
+    return not {"-h", "--help"}.isdisjoint(sys.argv[1:] if argv is None else argv)
+
+
+def given(flag: str, argv: Sequence[str] | None) -> str | None:
+    """Return the value that a flag is given on the command line, before anything else of it is judged; None without it."""
+    arguments = _spell_out_bare_resume(list(sys.argv[1:] if argv is None else argv))
+    value = None
+    for k, argument in enumerate(arguments):
+        name, equals, text = argument.partition("=")
+        if name.replace("_", "-") == flag:
+            value = text if equals else (arguments[k + 1] if k + 1 < len(arguments) else None)
+    return value
+
+
 def _spell_out_bare_resume(arguments: list[str]) -> list[str]:
     """Turn `--resume` without a path into `--resume latest`; the parser knows no flag with an optional value."""
     spelled: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for k, argument in enumerate(arguments):
         spelled.append(argument)
-        if argument == "--resume" and following.startswith("--"):
-            spelled.append("latest")
+        if argument == "--resume" and (k + 1 == len(arguments) or arguments[k + 1].startswith("--")):
+            spelled.append(LATEST)
     return spelled
 
 

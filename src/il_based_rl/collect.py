@@ -90,9 +90,9 @@ def collect_demos(
             )
         facts = {
             "agent": type(agent).__name__,
-            "deterministic": deterministic,
-            "seed": seed,
-            "min_return": min_return,
+            "deterministic": bool(deterministic),
+            "seed": int(seed),
+            "min_return": None if min_return is None else float(min_return),
             "attempts": attempts,
         }
         return _dataset(players, kept, facts)

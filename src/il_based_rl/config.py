@@ -12,9 +12,6 @@ from typing import Literal
 
 from il_based_rl.errors import ConfigError
 
-LATEST = "latest"
-"""What a bare `--resume` stands for."""
-
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
@@ -117,6 +114,10 @@ class TrainPPOConfig:
     """Evaluate and save a checkpoint at the first update at or past each multiple of this many steps."""
     eval_episodes: int = 10
     """Episodes of each evaluation, always from the same start states."""
+    vectorization: Literal["auto", "sync", "async"] = "auto"
+    """Step the environments in this process (sync), in worker processes (async), or as their cost suggests (auto)."""
+    env_backend: Literal["gymnasium", "envpool"] = "gymnasium"
+    """Whose environments to train in; evaluation is always in Gymnasium's."""
     device: str = "cpu"
     """Where the updates run: cpu, cuda, or cuda:1 and so on."""
     ppo: PPOConfig = field(default_factory=PPOConfig)

@@ -24,7 +24,7 @@ _ARRAYS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DemoDataset:
     """Whole episodes of demonstrations, one after the other.
 
@@ -80,11 +80,17 @@ class DemoDataset:
 
     def _place_of_fault(self, name: str, row: int) -> str:
         if name == "final_observations":
-            return f"demonstrations hold a number that is not finite in the final observation of episode {row}"
+            steps = int(self.episode_lengths[row])
+            action = np.asarray(self.actions[self.episode_starts[row] + steps - 1]).tolist()
+            return (
+                f"demonstrations hold a number that is not finite in the final observation of episode {row}, "
+                f"step {steps}, after action {action}"
+            )
         episode = int(np.searchsorted(np.cumsum(self.episode_lengths), row, side="right"))
         step = row - int(self.episode_lengths[:episode].sum())
-        before = "" if step == 0 else f", after action {np.asarray(self.actions[row - 1]).tolist()}"
-        return f"demonstrations hold a number that is not finite in {name} of episode {episode}, step {step}{before}"
+        led_there = row if name == "rewards" else row - 1  # a reward follows its own row's action, an observation the last
+        action = "" if led_there < row and step == 0 else f", after action {np.asarray(self.actions[led_there]).tolist()}"
+        return f"demonstrations hold a number that is not finite in {name} of episode {episode}, step {step}{action}"
 
     def __len__(self) -> int:
         return len(self.observations)

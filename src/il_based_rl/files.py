@@ -8,11 +8,14 @@ old one or the new one. Reading never runs code from a file: checkpoints are rea
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
+import io
 import json
 import math
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,7 +42,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as handle:
             yield handle
@@ -48,7 +51,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise FileWriteError(f"cannot write {path}: {error.strerror or error}; choose a path that can be written") from error
+        raise _unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -66,12 +69,19 @@ def _sync_folder(folder: Path) -> None:
 def require_writable(path: str | Path) -> None:
     """Raise FileWriteError now rather than after hours of work, if a file could not be written at `path`."""
     path = Path(path)
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-    if path.is_dir():
-        raise FileWriteError(f"cannot write {path}: it is a folder; give the path of a file")
-    with atomic_file(probe) as handle:
-        handle.write(b"probe")
-    probe.unlink()
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: str | Path, error: OSError) -> FileWriteError:
+    remedy = "give the path of a file" if isinstance(error, IsADirectoryError) else "choose a path that can be written"
+    return FileWriteError(f"cannot write {path}: {error.strerror or error}; {remedy}")
 
 
 def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
@@ -82,8 +92,10 @@ def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     """
     import torch
 
+    image = io.BytesIO()  # in memory first: on a full disk torch's own writer fails in ways of its own
+    torch.save({"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **payload}, image)
     with atomic_file(path) as handle:
-        torch.save({"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **payload}, handle)
+        handle.write(image.getbuffer())
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -112,7 +124,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: M
     Raises:
         FileWriteError: See `atomic_file`.
     """
-    text = json.dumps({"format": ARRAYS_FORMAT, "format_version": FORMAT_VERSION, **metadata})
+    text = json.dumps({"format": ARRAYS_FORMAT, "format_version": FORMAT_VERSION, "metadata": dict(metadata)})
     with atomic_file(path) as handle:
         np.savez(handle, allow_pickle=False, **{_METADATA: np.array(text)}, **dict(arrays))
 
@@ -128,12 +140,15 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        metadata = json.loads(str(arrays.pop(_METADATA)))
+        envelope = json.loads(str(arrays.pop(_METADATA)))
     except Exception as error:  # as above
         raise FileFormatError(f"{path} holds no demonstrations of this package: {_first_line(error)}") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != ARRAYS_FORMAT:
+    if not isinstance(envelope, dict) or envelope.get("format") != ARRAYS_FORMAT:
         raise FileFormatError(f"{path} holds no demonstrations of this package; collect writes them")
-    _require_version(path, metadata.get("format_version"))
+    _require_version(path, envelope.get("format_version"))
+    metadata = envelope.get("metadata")
+    if not isinstance(metadata, dict):
+        raise FileFormatError(f"{path} is damaged: its metadata are missing; collect it again")
     return arrays, metadata
 
 
@@ -143,14 +158,14 @@ def package_versions() -> dict[str, str]:
 
 
 def _require_sound_zip(path: str | Path, what: str) -> None:
-    if not Path(path).exists():
+    if not os.path.lexists(path):
         raise FileMissingError(f"there is no file {path}; expected {what}")
     if not Path(path).is_file():
         raise FileFormatError(f"{path} is not a regular file; expected {what}")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # a damaged directory of a zip fails in many ways
         raise FileFormatError(f"{path} is damaged or is not {what}: {_first_line(error)}") from error
     if damaged is not None:
         raise FileFormatError(f"{path} is damaged: the check sum of its part {damaged} is wrong; take an older copy")
@@ -208,7 +223,7 @@ class RowFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._handle = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         except OSError as error:
-            raise FileWriteError(f"cannot write {path}: {error.strerror or error}") from error
+            raise _unwritable(path, error) from error
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row; NaN and infinity, which JSON lacks, become null."""

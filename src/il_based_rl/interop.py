@@ -85,15 +85,22 @@ class _ForeignActor:
             first = player.steps == 0
             known["state"] = None if first else self._states.get(player.index)
             known["episode_start"] = np.array([first])
-        answer = self._predict(player.obs, **known)
-        if isinstance(answer, tuple) and len(answer) == 2:
-            answer, self._states[player.index] = answer
+        try:
+            answer = self._predict(player.obs, **known)
+            if isinstance(answer, tuple) and len(answer) == 2:
+                answer, self._states[player.index] = answer
+        except Exception as error:  # another author's agent may fail in any way
+            raise EnvironmentFaultError(
+                f"the agent failed in environment {player.index}, step {player.steps} of its episode: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         return self._inside(answer, player)
 
     def _inside(self, answer: Any, player: Player) -> np.ndarray:
         """Give an action its space's shape and number type; one outside finite bounds is moved to them."""
-        space, action = self._space, np.asarray(answer)
+        space = self._space
         try:
+            action = np.asarray(answer)
             if action.size != np.prod(space.shape or (1,), dtype=int) or not np.isfinite(action).all():
                 raise ValueError("expected finite numbers")
             action = action.reshape(space.shape or ())
@@ -102,10 +109,10 @@ class _ForeignActor:
             typed = action.astype(space.dtype)
             if not isinstance(space, spaces.Box) and not ((typed == action).all() and space.contains(typed)):
                 raise ValueError("expected one of its actions")
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # what another author's agent answers may not even be an array
             raise EnvironmentFaultError(
-                f"environment {player.index}, step {player.steps} of its episode: the agent's action {answer!r} does not fit "
-                f"{space}: {error}"
+                f"environment {player.index}, step {player.steps} of its episode: "
+                f"the agent's action {answer!r} does not fit {space}: {error}"
             ) from error
         return typed
 

@@ -66,13 +66,10 @@ class MLP(nn.Module):
         layers = [(_array(layer.weight).T, _array(layer.bias)) for layer in self.linear]
         *hidden, (last_weight, last_bias) = layers
         tanh = self.activation == "tanh"
-        spaces: dict[int, list[np.ndarray]] = {}  # hidden layers by number of rows, so that a step allocates none
 
         def forward(x: np.ndarray) -> np.ndarray:
-            if len(x) not in spaces:
-                spaces[len(x)] = [np.empty((len(x), len(bias)), bias.dtype) for _, bias in hidden]
-            for (weight, bias), space in zip(hidden, spaces[len(x)], strict=True):
-                x = np.dot(x, weight, out=space)
+            for weight, bias in hidden:
+                x = np.dot(x, weight)
                 x += bias
                 np.tanh(x, out=x) if tanh else np.maximum(x, 0.0, out=x)
             x = np.dot(x, last_weight)
@@ -165,7 +162,7 @@ class RunningNormalizer(nn.Module):
 class RewardScaler(nn.Module):
     """Divide rewards by the running standard deviation of the discounted return, without moving their mean.
 
-        scaled = clip(reward / sqrt(variance + 1e-8), -clip, clip)
+        scaled = clip(reward / standard deviation, -clip, clip)
 
     Args:
         clip: Largest magnitude that comes out.
@@ -186,8 +183,9 @@ class RewardScaler(nn.Module):
 
     @property
     def scale(self) -> float:
-        """What a reward is divided by, in reward units."""
-        return math.sqrt(self.return_statistics.variance.item() + 1e-8)
+        """What a reward is divided by, in reward units; where returns do not vary, their size."""
+        std, mean = math.sqrt(self.return_statistics.variance.item()), abs(self.return_statistics.mean.item())
+        return std if std > 1e-4 * mean else (mean or 1.0)
 
     def scaled(self, rewards: np.ndarray) -> np.ndarray:
         """Scale rewards of any shape."""

@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def pipeline(config: PipelineConfig) -> list[Contestant]:
     """Run all stages, print the closing table, and return its lines."""
     from il_based_rl.collect import collect
+    from il_based_rl.envs import make_players
+    from il_based_rl.files import require_writable
+    from il_based_rl.heads import action_head
     from il_based_rl.train import train
     from il_based_rl.train_ppo import train_ppo
 
@@ -44,6 +47,11 @@ def pipeline(config: PipelineConfig) -> list[Contestant]:
     expert_path = folder / "checkpoints" / "ppo_expert.pt"
     demo_path = folder / "demos" / "ppo_expert_demos.npz"
     student_path = folder / "checkpoints" / "bc_student.pt"
+    (player,) = make_players(config.env_id, 1)
+    action_head(player.env.action_space)
+    player.close()
+    for path in (expert_path, demo_path, student_path):
+        require_writable(path)
     train_ppo(
         TrainPPOConfig(
             env_id=config.env_id,

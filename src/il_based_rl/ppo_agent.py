@@ -82,6 +82,7 @@ class PPOAgent:
         self._random = {
             "action noise": generator(self.seed, "action noise"),
             "minibatch order": generator(self.seed, "minibatch order"),
+            "sampled predictions": generator(self.seed, "action noise", 1),
         }
 
     @classmethod
@@ -104,6 +105,7 @@ class PPOAgent:
     def learn(self, envs: Envs | gym.vector.VectorEnv[Any, Any, Any], total_timesteps: int) -> Iterator[Progress]:
         """Train until `env_steps` reaches `total_timesteps`, rounded up to whole rollouts; yield after each update.
 
+        Every step of a vector environment counts, the fake ones that some insert after an episode too.
         Observation and reward statistics are frozen while a rollout is collected and learned from, and take it in afterwards
         (rewards: before it is scaled), so that the policy that acted is the one whose probabilities are compared.
 
@@ -122,7 +124,8 @@ class PPOAgent:
         while self.env_steps < total_timesteps:
             noise = actor.head.noise(self._random["action noise"], shape, self.policy.log_std_array())
             episodes = rollouts.fill(buffer, actor.as_numpy(), noise)
-            sums, discounted = discounted_sums(buffer.rewards, buffer.done, discounted, config.gamma)
+            true_rewards = np.where(buffer.valid, buffer.rewards, 0.0)
+            sums, discounted = discounted_sums(true_rewards, buffer.done, discounted, config.gamma)
             if config.normalize_reward:
                 self.reward_scaler.update(buffer.flat(sums))
             batch = self._batch(buffer, rollouts.features)
@@ -175,7 +178,8 @@ class PPOAgent:
         """
         config, rule = self.config, self._update_rule()
         explained = explained_variance(batch.returns - batch.advantages, batch.returns)
-        sums, minibatches, stop, prepared = np.zeros(len(MEASURES)), 0, False, rule.prepared(batch)
+        sums: Any = 0.0  # an array or a tensor of the measures, as the path has it
+        minibatches, stop, prepared = 0, False, rule.prepared(batch)
         for _ in range(config.n_epochs):
             for minibatch in prepared.minibatches(config.batch_size, self._random["minibatch order"]):
                 measures = rule.differentiate(minibatch, config)
@@ -183,13 +187,14 @@ class PPOAgent:
                     stop = True
                     break
                 rule.step(config.max_grad_norm)
-                sums += measures
+                sums = sums + measures
                 minibatches += 1
             if stop:
                 break
         self.gradient_steps += minibatches
         self._require_finite()
-        metrics = dict(zip(MEASURES, (sums / max(minibatches, 1)).tolist(), strict=True))
+        means = (sums / minibatches).tolist() if minibatches else [0.0] * len(MEASURES)
+        metrics = dict(zip(MEASURES, means, strict=True))
         metrics["value_loss"] *= self.reward_scaler.scale**2 if config.normalize_reward else 1.0
         metrics["explained_variance"] = explained
         if self.policy.log_std is not None:
@@ -230,7 +235,7 @@ class PPOAgent:
         """Choose the action for one raw observation, or for a batch of them; see `MLPPolicy.predict`."""
         if deterministic:
             return self.policy.actor.predict(obs)
-        return self.policy.actor.predict(obs, self._random["action noise"], self.policy.log_std_array())
+        return self.policy.actor.predict(obs, self._random["sampled predictions"], self.policy.log_std_array())
 
     def save(self, path: str | Path, run: dict[str, Any] | None = None) -> None:
         """Write everything that learning goes on from as one `.pt` file.

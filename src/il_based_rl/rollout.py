@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from il_based_rl.buffer import RolloutBuffer
-from il_based_rl.envs import Envs, Player, close_all, make_players
+from il_based_rl.envs import Envs, Player, make_players
 from il_based_rl.errors import EnvironmentFaultError
 from il_based_rl.heads import ActionHead
 from il_based_rl.networks import NumpyFunction
@@ -158,7 +158,8 @@ class EpisodePlayers:
 
     def close(self) -> None:
         """Close the environments."""
-        close_all(self._players)
+        for player in self._players:
+            player.close()
 
     def __enter__(self) -> EpisodePlayers:
         return self

@@ -55,6 +55,13 @@ class ObservationCodec:
         array = np.asarray(obs)
         if array.shape != self.row_shape:
             raise ValueError(f"the observation has shape {array.shape}, its space {self.row_shape}")
+        return self._readable(array)
+
+    def _readable(self, array: np.ndarray) -> np.ndarray:
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"the observation holds {array.dtype}, not numbers")
+        if self._one_hot and not ((array >= self._start) & (array < self._start + self.size)).all():
+            raise ValueError(f"the observation {array.tolist()} is not one of {self.space}")
         return array
 
     def rows(self, obs: Any) -> tuple[np.ndarray, bool]:
@@ -69,9 +76,9 @@ class ObservationCodec:
             return self._composite_rows(obs)
         array = np.asarray(obs)
         if array.shape == self.row_shape:
-            return array[None], True
+            return self._readable(array)[None], True
         if array.ndim == len(self.row_shape) + 1 and array.shape[1:] == self.row_shape:
-            return array, False
+            return self._readable(array), False
         raise ValueError(
             f"expected one observation of shape {self.row_shape} or a batch of them, got an array of shape {array.shape}"
         )
@@ -90,9 +97,14 @@ class ObservationCodec:
         return np.stack([self.row(one) for one in batch]), False
 
     def features(self, rows: np.ndarray) -> np.ndarray:
-        """Turn rows, shape (B, *row_shape), into features, shape (B, O), float32."""
+        """Turn rows, shape (B, *row_shape), into features, shape (B, O), float32.
+
+        Raises:
+            ValueError: A whole number is not one of its space.
+        """
         if not self._one_hot:
             return rows.reshape(len(rows), self.size).astype(np.float32, copy=False)
+        rows = self._readable(rows)
         one_hot = np.zeros((len(rows), self.size), np.float32)
         one_hot[np.arange(len(rows)), rows.astype(np.int64) - self._start] = 1.0
         return one_hot
@@ -133,11 +145,12 @@ def space_to_plain(space: gym.Space[Any]) -> dict[str, Any]:
         bounds = {"low": _bound_to_plain(space.low), "high": _bound_to_plain(space.high)}
         return {"kind": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
     if isinstance(space, spaces.Discrete):
-        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        whole = {"nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": str(space.dtype)}
+        return {"kind": "MultiDiscrete", **whole}
     if isinstance(space, spaces.MultiBinary):
-        return {"kind": "MultiBinary", "shape": list(space.shape)}
+        return {"kind": "MultiBinary", "n": np.asarray(space.n).tolist()}
     if isinstance(space, spaces.Dict):
         return {"kind": "Dict", "spaces": [[key, space_to_plain(part)] for key, part in space.spaces.items()]}
     if isinstance(space, spaces.Tuple):
@@ -158,11 +171,13 @@ def space_from_plain(plain: Any) -> gym.Space[Any]:
             low, high = (_bound_from_plain(plain[end], shape, dtype) for end in ("low", "high"))
             return spaces.Box(low, high, shape, dtype.type)
         if kind == "Discrete":
-            return spaces.Discrete(plain["n"], start=plain["start"])
+            number = {} if plain["dtype"] == "int64" else {"dtype": np.dtype(plain["dtype"]).type}  # unknown to Gymnasium 1.1
+            return spaces.Discrete(plain["n"], start=plain["start"], **number)
         if kind == "MultiDiscrete":
-            return spaces.MultiDiscrete(np.array(plain["nvec"]), start=np.array(plain["start"]))
+            whole = np.dtype(plain["dtype"]).type
+            return spaces.MultiDiscrete(np.array(plain["nvec"], whole), whole, start=np.array(plain["start"], whole))
         if kind == "MultiBinary":
-            return spaces.MultiBinary(plain["shape"])
+            return spaces.MultiBinary(plain["n"])
         if kind == "Dict":
             return spaces.Dict([(key, space_from_plain(part)) for key, part in plain["spaces"]])
         if kind == "Tuple":

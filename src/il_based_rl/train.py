@@ -39,14 +39,17 @@ def train(config: TrainConfig) -> BCAgent:
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.experiment.hardware import fitting_threads, require_device
     from il_based_rl.experiment.run import Run, RunFiles
-    from il_based_rl.experiment.wandb_sink import open_sink
+    from il_based_rl.experiment.wandb_sink import open_sink, require_wandb
     from il_based_rl.seeding import fresh_seed
 
     require_device(config.device)
+    if config.tracking.wandb:
+        require_wandb()
     files = RunFiles(config.save_path)
     dataset = DemoDataset.load(config.demo_path)
     config = replace(config, seed=fresh_seed() if config.seed is None else config.seed)
     agent = BCAgent.for_dataset(dataset, config.bc, hidden_dims=config.hidden_dims, seed=config.seed, device=config.device)
+    agent.require_fits(dataset)
     files.require_writable()
     print(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...", flush=True)
     sink = open_sink(config.tracking, asdict(config), f"{dataset.metadata.get('env_id')}_{config.bc.epochs}")

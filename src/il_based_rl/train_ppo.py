@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
-from il_based_rl.config import LATEST, PPOConfig, TrainPPOConfig, WandbConfig
+from il_based_rl.config import PPOConfig, TrainPPOConfig, WandbConfig
 from il_based_rl.errors import FileFormatError, ResumeError
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
+Checkpoint = tuple[Path, dict[str, Any]]
+"""A checkpoint's path, and what was read from it."""
+
 _FIXED_AT_RESUME = ("env_id", "num_envs", "hidden_dims", "seed")
 
 
@@ -25,20 +28,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl train-ppo`."""
 
     def command() -> None:
-        config = _parse(argv, TrainPPOConfig())
-        if config.resume is not None and (stored := _stored_settings(*_resumed_checkpoint(config))) is not None:
-            config = _parse(argv, stored)  # what the command line leaves out is as in the run that goes on
-        train_ppo(config)
+        defaults, checkpoint = TrainPPOConfig(), None
+        resume = cli.given("--resume", argv)
+        if resume is not None and not cli.asks_for_help(argv):
+            checkpoint = _resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
+            defaults = _stored_settings(checkpoint) or defaults  # what the command line leaves out is as in that run
+        config = cli.parse(defaults, argv, prog="il-rl train-ppo", description="Train an expert with PPO.")
+        train_ppo(config, checkpoint)
 
     cli.run(command)
 
 
-def _parse(argv: Sequence[str] | None, defaults: TrainPPOConfig) -> TrainPPOConfig:
-    return cli.parse(defaults, argv, prog="il-rl train-ppo", description="Train an expert with PPO.")
-
-
-def train_ppo(config: TrainPPOConfig) -> PPOAgent:
+def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> PPOAgent:
     """Train an expert, print its progress, and write its checkpoints.
+
+    Args:
+        config: All settings.
+        checkpoint: What `config.resume` names, where it was read already.
 
     Returns:
         The agent after its last update.
@@ -48,22 +54,26 @@ def train_ppo(config: TrainPPOConfig) -> PPOAgent:
     """
     from tqdm import tqdm
 
-    from il_based_rl.envs import InProcessEnvs
+    from il_based_rl.envs import make_envs
     from il_based_rl.evaluate import play_evaluation
     from il_based_rl.experiment.hardware import fitting_threads, require_device
     from il_based_rl.experiment.run import Run, RunFiles
-    from il_based_rl.experiment.wandb_sink import open_sink
+    from il_based_rl.experiment.wandb_sink import open_sink, require_wandb
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.seeding import start_seeds
 
     require_device(config.device)
+    if config.tracking.wandb:
+        require_wandb()
+    if config.resume is not None and checkpoint is None:
+        checkpoint = _resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
     with (
         fitting_threads(config.hidden_dims),
-        InProcessEnvs(config.env_id, config.num_envs) as envs,
+        make_envs(config.env_id, config.num_envs, vectorization=config.vectorization, backend=config.env_backend) as envs,
         EpisodePlayers(config.env_id, config.eval_episodes) as players,
     ):
-        agent, config, before = _begin(config, envs)
+        agent, config = _begin(config, envs, checkpoint)
         files.require_writable()
         print(f"Training PPO on {config.env_id} for {config.total_timesteps} timesteps...", flush=True)
         if agent.env_steps >= config.total_timesteps:
@@ -72,7 +82,7 @@ def train_ppo(config: TrainPPOConfig) -> PPOAgent:
         evaluation_seeds = list(start_seeds(agent.seed, "evaluation", config.eval_episodes))
         sink = open_sink(config.tracking, asdict(config), f"{config.env_id}_{config.total_timesteps}")
         bar = tqdm(total=config.total_timesteps, initial=agent.env_steps, unit="step", leave=False, disable=None)
-        with bar, Run(files, asdict(config), step=agent.env_steps, before=before, sink=sink) as run:
+        with bar, Run(files, asdict(config), resumed_from=checkpoint, step=agent.env_steps, sink=sink) as run:
             run.save(agent)
             for progress in agent.learn(envs, config.total_timesteps):
                 metrics = progress.metrics | _episode_means(progress.episodes)
@@ -87,12 +97,12 @@ def train_ppo(config: TrainPPOConfig) -> PPOAgent:
     return agent
 
 
-def _begin(config: TrainPPOConfig, envs: Envs) -> tuple[PPOAgent, TrainPPOConfig, dict[str, Any]]:
-    """Return a fresh agent or the resumed one, the settings made complete, and what the run was before."""
+def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) -> tuple[PPOAgent, TrainPPOConfig]:
+    """Return a fresh agent or the resumed one, and the settings made complete."""
     from il_based_rl.ppo_agent import PPOAgent
     from il_based_rl.seeding import fresh_seed
 
-    if config.resume is None:
+    if checkpoint is None:
         config = replace(config, seed=fresh_seed() if config.seed is None else config.seed)
         agent = PPOAgent.for_spaces(
             envs.observation_space,
@@ -102,9 +112,9 @@ def _begin(config: TrainPPOConfig, envs: Envs) -> tuple[PPOAgent, TrainPPOConfig
             seed=config.seed,
             device=config.device,
         )
-        return agent, config, {}
-    path, payload = _resumed_checkpoint(config)
-    stored = _stored_settings(path, payload)
+        return agent, config
+    path, payload = checkpoint
+    stored = _stored_settings(checkpoint)
     if stored is not None:
         config = replace(config, seed=stored.seed if config.seed is None else config.seed)
         for name in _FIXED_AT_RESUME:
@@ -116,21 +126,19 @@ def _begin(config: TrainPPOConfig, envs: Envs) -> tuple[PPOAgent, TrainPPOConfig
     agent = PPOAgent.from_payload(payload, path, config.hidden_dims, device=config.device)
     agent.config = config.ppo
     cli.notice(f"resuming {path} at step {agent.env_steps}")
-    return agent, config, payload["run"]
+    return agent, config
 
 
-def _resumed_checkpoint(config: TrainPPOConfig) -> tuple[Path, dict[str, Any]]:
+def _resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
     from il_based_rl.experiment.run import RunFiles
     from il_based_rl.files import read_checkpoint
 
-    if config.resume == LATEST:
-        return RunFiles(config.save_path).latest_checkpoint()
-    path = Path(config.resume or "")
-    return path, read_checkpoint(path)
+    return RunFiles(save_path).latest_checkpoint() if resume == cli.LATEST else (Path(resume), read_checkpoint(resume))
 
 
-def _stored_settings(path: Path, payload: dict[str, Any]) -> TrainPPOConfig | None:
+def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig | None:
     """Return the settings of the run that wrote a checkpoint, or None where no run did."""
+    path, payload = checkpoint
     settings = (payload.get("run") or {}).get("settings")
     if settings is None:
         return None

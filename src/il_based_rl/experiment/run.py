@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,13 +66,25 @@ class RunFiles:
         if moved:
             notice(f"{self.save_path} is replaced by this run; the old files are kept as {', '.join(map(str, moved))}")
 
+    def holds(self, path: Path) -> bool:
+        """Whether a checkpoint is one of this run's, or a copy that was kept of one."""
+        return path.resolve() == self.save_path.resolve() or path.resolve().parent == self.folder.resolve()
+
     def rewind(self, step: int) -> None:
-        """Take back what was written after the step that a run is resumed from."""
+        """Take back what was written after the step that a run is resumed from; a later best policy is kept as `.bak`."""
+        if self.best.exists() and self._best_step() > step:
+            move_aside(self.best)
         if self.metrics.exists():
             rewrite_rows(self.metrics, [row for row in read_rows(self.metrics) if row.get("step", 0) <= step])
         for path in self.all_periodic():
             if path > self.periodic(step):
                 remove_file(path)
+
+    def _best_step(self) -> float:
+        try:
+            return float(read_checkpoint(self.best)["training"]["env_steps"])
+        except (FileFormatError, KeyError, TypeError):
+            return math.inf
 
     def latest_checkpoint(self) -> tuple[Path, dict[str, Any]]:
         """Return the newest checkpoint that can be read, with its path; damaged ones are named and passed over.
@@ -101,8 +114,8 @@ class Run:
     Args:
         files: Its places.
         settings: All its settings, as plain values; kept in every checkpoint.
-        step: Where it begins: 0, or the step that it is resumed from.
-        before: What a checkpoint's `run` part says of the time before `step`.
+        resumed_from: The checkpoint that it goes on from, and what was read from it; None for a fresh run.
+        step: Where it begins.
         sink: Weights & Biases, or None.
 
     Raises:
@@ -114,14 +127,15 @@ class Run:
         files: RunFiles,
         settings: dict[str, Any],
         *,
+        resumed_from: tuple[Path, dict[str, Any]] | None = None,
         step: int = 0,
-        before: Mapping[str, Any] | None = None,
         sink: WandbSink | None = None,
     ) -> None:
         self._files, self._settings, self._sink = files, settings, sink
-        self._best: float | None = (before or {}).get("best_eval_reward")
-        self._started = time.monotonic() - float((before or {}).get("wall_seconds") or 0.0)
-        if step > 0:
+        before: dict[str, Any] = {} if resumed_from is None else resumed_from[1].get("run") or {}
+        self._best: float | None = before.get("best_eval_reward")
+        self._started = time.monotonic() - float(before.get("wall_seconds") or 0.0)
+        if resumed_from is not None and files.holds(resumed_from[0]):
             files.rewind(step)
         else:
             files.start_afresh()

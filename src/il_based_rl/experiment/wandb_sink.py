@@ -31,10 +31,7 @@ class WandbSink:
     """
 
     def __init__(self, tracking: WandbConfig, settings: Mapping[str, Any], label: str) -> None:
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError as error:
-            raise MissingExtraError('--wandb needs the package wandb: pip install "il_based_rl[wandb]"') from error
+        wandb = require_wandb()
         self._run: Any = None
         mode = os.environ.get("WANDB_MODE") or _reachable_mode()
         name = tracking.wandb_run_name or f"run_{datetime.datetime.now():%Y%m%d_%H%M}_{label}"
@@ -64,6 +61,14 @@ class WandbSink:
         notice(f"Weights & Biases failed and is switched off; training goes on: {' '.join(str(error).split())}")
 
 
+def require_wandb() -> Any:
+    """Import wandb, or raise MissingExtraError."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise MissingExtraError('--wandb needs the package wandb: pip install "il_based_rl[wandb]"') from error
+
+
 def open_sink(tracking: WandbConfig, settings: Mapping[str, Any], label: str) -> WandbSink | None:
     """Return a sink if one is wanted; arguments and errors as in `WandbSink`."""
     return WandbSink(tracking, settings, label) if tracking.wandb else None
@@ -71,15 +76,16 @@ def open_sink(tracking: WandbConfig, settings: Mapping[str, Any], label: str) ->
 
 def _reachable_mode() -> str:
     """Decide before the first call, as a call without an account or a network fails, or waits for minutes."""
-    address = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host = address.hostname or "api.wandb.ai"
-    if not (os.environ.get("WANDB_API_KEY") or _stored_key(host)):
-        notice("Weights & Biases: no account found (WANDB_API_KEY, wandb login); the run is kept offline, see wandb sync")
-        return "offline"
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:
+        address = urllib.parse.urlsplit(host)
+        host = address.hostname or host
+        if not (os.environ.get("WANDB_API_KEY") or _stored_key(host)):
+            notice("Weights & Biases: no account found (WANDB_API_KEY, wandb login); the run is kept offline, see wandb sync")
+            return "offline"
         port = address.port or (80 if address.scheme == "http" else 443)
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no address at all
         notice(f"Weights & Biases: {host} is out of reach ({error}); the run is kept offline, see wandb sync")
         return "offline"
     return "online"
@@ -88,5 +94,5 @@ def _reachable_mode() -> str:
 def _stored_key(host: str) -> bool:
     try:
         return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         return False

@@ -28,7 +28,7 @@ class GaussianHead:
         self._shape, self._dtype = space.shape, space.dtype
         self.num_outputs = self.num_actions = int(np.prod(space.shape, dtype=int))
         self._whole = not np.issubdtype(np.dtype(space.dtype), np.floating)
-        number = np.dtype(np.float64) if self._whole else np.dtype(space.dtype)
+        number = np.dtype(np.float64) if self._whole else np.result_type(space.dtype, np.float32)
         low, high = (np.ravel(bound).astype(number) for bound in (space.low, space.high))
         finite = (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED) & (high > low)
         self._centre = np.zeros_like(low)
@@ -36,6 +36,7 @@ class GaussianHead:
         self._centre[finite] = 0.5 * (low[finite] + high[finite])
         self._half_range[finite] = 0.5 * (high[finite] - low[finite])
         self._low, self._high = low, high
+        self._whole_bounds = np.ravel(space.low), np.ravel(space.high)
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """Most likely raw actions: the means."""
@@ -52,9 +53,17 @@ class GaussianHead:
         actions: np.ndarray = raw * self._half_range
         actions += self._centre
         if self._whole:
-            np.rint(actions, out=actions)
-        np.minimum(np.maximum(actions, self._low, out=actions), self._high, out=actions)
+            actions = self._rounded(actions)
+        else:
+            np.minimum(np.maximum(actions, self._low, out=actions), self._high, out=actions)
         return actions.astype(self._dtype, copy=False).reshape(len(actions), *self._shape)
+
+    def _rounded(self, actions: np.ndarray) -> np.ndarray:
+        """Round and clip to whole-number bounds, which a float need not be able to tell apart."""
+        low, high = self._whole_bounds
+        inside = (actions > self._low) & (actions < self._high)
+        whole = np.where(inside, np.rint(actions), 0.0).astype(self._dtype)
+        return np.where(actions >= self._high, high, np.where(inside, np.clip(whole, low, high), low))
 
     def from_env(self, actions: np.ndarray) -> np.ndarray:
         """Undo the scaling, (B, *space.shape) to (B, A)."""

@@ -1,0 +1,117 @@
+"""Our side of `benchmarks.run`: one job a process."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import STARTED, microseconds_a_call, report, seconds
+
+
+def job(kind: str, **settings: Any) -> dict[str, Any]:
+    """Run one kind of job on one thread."""
+    from il_based_rl.experiment.hardware import fitting_threads
+
+    with fitting_threads([64]):
+        return {"ppo": ppo, "cloning": cloning, "play": play, "predict": predict, "start": start}[kind](**settings)
+
+
+def ppo(
+    env_id: str, num_envs: int, steps: int, *, envpool: bool = False, width: int = 64, batch_size: int = 64, **flags: Any
+) -> dict[str, Any]:
+    """Train without evaluation; the rate is of training alone."""
+    from il_based_rl.config import PPOConfig
+    from il_based_rl.envs import make_envs
+    from il_based_rl.ppo_agent import PPOAgent
+
+    envs = make_envs(env_id, num_envs, backend="envpool" if envpool else "gymnasium", seed=0)
+    config = PPOConfig(batch_size=batch_size, **flags)
+    agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, config, hidden_dims=(width, width), seed=0)
+    taken = seconds(lambda: list(agent.learn(envs, steps)))
+    return {"steps_per_second": agent.env_steps / taken}
+
+
+def cloning(width: int, samples: int, *, batch_size: int = 64, fast_path: bool = True) -> dict[str, Any]:
+    """Clone random transitions of HalfCheetah's sizes, on a network of two hidden layers."""
+    import numpy as np
+    from gymnasium.spaces import Box
+
+    from il_based_rl.agent import BCAgent
+    from il_based_rl.config import BCConfig
+    from il_based_rl.dataset import DemoDataset
+    from il_based_rl.policy import MLPPolicy
+
+    random, rows = np.random.default_rng(0), 10_000
+    ends = np.arange(rows) % 1000 == 999
+    dataset = DemoDataset(
+        observations=random.standard_normal((rows, 17)).astype(np.float32),
+        actions=random.uniform(-1, 1, (rows, 6)).astype(np.float32),
+        rewards=np.zeros(rows),
+        terminated=np.zeros(rows, bool),
+        truncated=ends,
+        final_observations=np.zeros((10, 17), np.float32),
+        episode_lengths=np.full(10, 1000),
+        seeds=np.arange(10),
+    )
+    policy = MLPPolicy(Box(-np.inf, np.inf, (17,)), Box(-1, 1, (6,)), (width, width), activation="tanh")
+    config = BCConfig(epochs=samples // rows, batch_size=batch_size, validation_fraction=0.0, fast_path=fast_path)
+    taken = seconds(lambda: list(BCAgent(policy, config, seed=0).learn(dataset)))
+    return {"samples_per_second": samples / taken}
+
+
+def play(env_id: str, episodes: int) -> dict[str, Any]:
+    """Evaluate, then collect, with an untrained expert."""
+    from il_based_rl.collect import collect_demos
+    from il_based_rl.envs import make_env
+    from il_based_rl.evaluate import evaluate_policy
+    from il_based_rl.ppo_agent import PPOAgent
+
+    env = make_env(env_id)
+    agent = PPOAgent.for_spaces(env.observation_space, env.action_space, seed=0)
+    evaluation = seconds(lambda: evaluate_policy(agent, env_id, episodes))
+    collection = seconds(lambda: collect_demos(env_id, agent, episodes))
+    return {"evaluation_episodes_per_second": episodes / evaluation, "collection_episodes_per_second": episodes / collection}
+
+
+def predict(env_id: str) -> dict[str, Any]:
+    """Time `predict` on one observation."""
+    import numpy as np
+
+    from il_based_rl.envs import make_env
+    from il_based_rl.ppo_agent import PPOAgent
+
+    env = make_env(env_id)
+    agent = PPOAgent.for_spaces(env.observation_space, env.action_space, seed=0)
+    agent.policy.actor.normalizer.update(np.random.default_rng(0).standard_normal((100, agent.policy.actor.codec.size)))
+    obs, _ = env.reset(seed=0)
+    return {"microseconds": microseconds_a_call(lambda: agent.predict(obs))}
+
+
+def start(env_id: str) -> dict[str, Any]:
+    """Time from the start of the process to the first environment step of training."""
+    import gymnasium as gym
+
+    from il_based_rl.config import TrainPPOConfig
+    from il_based_rl.train_ppo import train_ppo
+
+    env_class = type(gym.make(env_id).unwrapped)
+    original = env_class.step
+
+    def step(self: Any, action: Any) -> Any:
+        raise KeyboardInterrupt
+
+    env_class.step = step
+    try:
+        train_ppo(TrainPPOConfig(env_id, save_path=sys.argv[2], seed=0))
+    except KeyboardInterrupt:
+        return {"seconds": time.perf_counter() - STARTED}
+    finally:
+        env_class.step = original
+    raise AssertionError("training took no step")
+
+
+if __name__ == "__main__":
+    report(job)

@@ -1,0 +1,79 @@
+"""Stable-Baselines3's side, and sbx's, which has the same interface: one job a process, in its own virtual environment.
+
+The environment variable LIBRARY says which of the two is meant: stable_baselines3 or sbx.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from measure import STARTED, microseconds_a_call, report, seconds
+
+
+def make(env_id: str, num_envs: int, **settings: Any) -> Any:
+    """Return a PPO model with the library's own defaults but for `settings`, on one thread of the CPU."""
+    import torch
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)
+    library = importlib.import_module(os.environ["LIBRARY"])
+    return library.PPO("MlpPolicy", make_vec_env(env_id, num_envs), device="cpu", **settings)
+
+
+def job(kind: str, **settings: Any) -> dict[str, Any]:
+    """Run one kind of job."""
+    return {"ppo": ppo, "play": play, "predict": predict, "start": start}[kind](**settings)
+
+
+def ppo(env_id: str, num_envs: int, steps: int, width: int = 64, batch_size: int = 64, n_steps: int = 2048) -> dict[str, Any]:
+    """Train without evaluation; the rate is of training alone."""
+    networks = {} if width == 64 else {"policy_kwargs": {"net_arch": [width, width]}}
+    model = make(env_id, num_envs, batch_size=batch_size, n_steps=n_steps, **networks)
+    taken = seconds(lambda: model.learn(steps))
+    return {"steps_per_second": model.num_timesteps / taken}
+
+
+def play(env_id: str, episodes: int) -> dict[str, Any]:
+    """Evaluate with an untrained expert, in as many environments as the other side uses."""
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    model = make(env_id, 1)
+    taken = seconds(lambda: evaluate_policy(model, make_vec_env(env_id, min(episodes, 16)), episodes))
+    return {"evaluation_episodes_per_second": episodes / taken}
+
+
+def predict(env_id: str) -> dict[str, Any]:
+    """Time `predict` on one observation."""
+    import gymnasium as gym
+
+    model = make(env_id, 1)
+    obs, _ = gym.make(env_id).reset(seed=0)
+    return {"microseconds": microseconds_a_call(lambda: model.predict(obs, deterministic=True), 1000)}
+
+
+def start(env_id: str) -> dict[str, Any]:
+    """Time from the start of the process to the first environment step of training."""
+    import gymnasium as gym
+
+    model = make(env_id, 1)
+
+    def step(self: Any, action: Any) -> Any:
+        raise KeyboardInterrupt
+
+    type(gym.make(env_id).unwrapped).step = step
+    try:
+        model.learn(2048)
+    except KeyboardInterrupt:
+        return {"seconds": time.perf_counter() - STARTED}
+    raise AssertionError("training took no step")
+
+
+if __name__ == "__main__":
+    report(job)

@@ -1,0 +1,65 @@
+"""The world: make one environment or many, with one uniform record of a step.
+
+Gymnasium's vector environments reset a finished episode in two ways. SAME_STEP hands out the next episode's first observation
+and puts the final one into `infos["final_obs"]`; NEXT_STEP hands out the final one and inserts a fake transition after it.
+Both become the same `StepRecord` here, and nothing above this room needs to know.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+from il_based_rl.envs.in_process import InProcessEnvs
+from il_based_rl.envs.pool import EnvPoolEnvs
+from il_based_rl.envs.record import Envs, StepRecord
+from il_based_rl.envs.single import Player, make_env
+from il_based_rl.envs.vector_env import VectorEnvs
+from il_based_rl.envs.workers import WorkerEnvs, pays_to_share
+
+__all__ = [
+    "EnvPoolEnvs",
+    "Envs",
+    "InProcessEnvs",
+    "Player",
+    "StepRecord",
+    "VectorEnvs",
+    "WorkerEnvs",
+    "as_envs",
+    "make_env",
+    "make_envs",
+    "make_players",
+]
+
+
+def make_envs(env_id: str, num_envs: int = 1, *, vectorization: str = "auto", backend: str = "gymnasium") -> Envs:
+    """Make environments to train in.
+
+    What is learned does not depend on `vectorization`, only how long it takes.
+
+    Args:
+        env_id: Gymnasium environment ID.
+        num_envs: N.
+        vectorization: `sync` steps them in this process, `async` in worker processes, `auto` in workers where a step takes
+            long enough to pay for it and there are several environments and cores.
+        backend: `gymnasium`, or `envpool` for its C++ environments, which step themselves in threads.
+
+    Raises:
+        See `make_env`, `WorkerEnvs` and `EnvPoolEnvs`.
+    """
+    if backend == "envpool":
+        return EnvPoolEnvs(env_id, num_envs)
+    if vectorization == "async" or (vectorization == "auto" and num_envs > 1 and pays_to_share(env_id)):
+        return WorkerEnvs(env_id, num_envs)
+    return InProcessEnvs(env_id, num_envs)
+
+
+def as_envs(envs: Envs | gym.vector.VectorEnv[Any, Any, Any]) -> Envs:
+    """Take environments of ours, or any Gymnasium vector environment."""
+    return VectorEnvs(envs) if isinstance(envs, gym.vector.VectorEnv) else envs
+
+
+def make_players(env_id: str, count: int) -> list[Player]:
+    """Make environments whose episodes are begun one by one, each from a chosen seed."""
+    return [Player(make_env(env_id), i) for i in range(count)]

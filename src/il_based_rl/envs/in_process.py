@@ -1,0 +1,72 @@
+"""Environments in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from il_based_rl.envs.record import StepRecord
+from il_based_rl.envs.single import Player, make_env
+
+
+class InProcessEnvs:
+    """Environments in this process, stepped one after the other.
+
+    Args:
+        env_id: Gymnasium environment ID, or a registration.
+        num_envs: N.
+        first_index: Number of the first one, for messages.
+
+    Raises:
+        UnsupportedSpaceError: Its observations cannot be read.
+        See `make_env`.
+    """
+
+    def __init__(self, env_id: str | EnvSpec, num_envs: int = 1, first_index: int = 0) -> None:
+        self.num_envs = num_envs
+        self._players = [Player(make_env(env_id), first_index + i) for i in range(num_envs)]
+        self.observation_space = self._players[0].env.observation_space
+        self.action_space = self._players[0].env.action_space
+        codec = self._players[0].codec
+        self._record = StepRecord(
+            rows=np.zeros((num_envs, *codec.row_shape), codec.row_dtype),
+            rewards=np.zeros(num_envs),
+            terminated=np.zeros(num_envs, bool),
+            truncated=np.zeros(num_envs, bool),
+            final_rows={},
+            valid=np.ones(num_envs, bool),
+        )
+
+    def reset(self, seeds: Sequence[int]) -> np.ndarray:
+        """See `Envs`."""
+        for i, (player, seed) in enumerate(zip(self._players, seeds, strict=True)):
+            player.reset(seed)
+            self._record.rows[i] = player.row
+        return self._record.rows
+
+    def step(self, actions: np.ndarray) -> StepRecord:
+        """See `Envs`."""
+        record = self._record
+        record.final_rows = {}
+        for i, player in enumerate(self._players):
+            reward, terminated, truncated = player.step(actions[i])
+            if terminated or truncated:
+                record.final_rows[i] = np.array(player.row)
+                player.reset()
+            record.rows[i], record.rewards[i] = player.row, reward
+            record.terminated[i], record.truncated[i] = terminated, truncated
+        return record
+
+    def close(self) -> None:
+        """See `Envs`."""
+        for player in self._players:
+            player.close()
+
+    def __enter__(self) -> InProcessEnvs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,78 @@
+"""envpool's environments: the same tasks in C++, stepped by its threads."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from il_based_rl.envs.record import StepRecord
+from il_based_rl.envs.single import make_env
+from il_based_rl.envs.vector_env import VectorEnvs
+from il_based_rl.errors import EnvironmentFaultError, MissingExtraError, UnknownEnvironmentError
+
+
+class EnvPoolEnvs:
+    """Environments of envpool under the spaces of Gymnasium's environment of the same id.
+
+    Its random numbers are not Gymnasium's, so that a seed does not give the same episodes as there.
+
+    Args:
+        env_id: An id that both know.
+        num_envs: N.
+
+    Raises:
+        MissingExtraError: The package envpool is not installed.
+        UnknownEnvironmentError: envpool has no such environment; the nearest ones are named.
+        See `make_env`.
+    """
+
+    def __init__(self, env_id: str, num_envs: int) -> None:
+        try:
+            self._envpool: Any = importlib.import_module("envpool")
+        except ImportError as error:
+            raise MissingExtraError(
+                'the backend envpool needs the package envpool: pip install "il_based_rl[envpool]"'
+            ) from error
+        known = self._envpool.list_all_envs()
+        if env_id not in known:
+            nearest = ", ".join(difflib.get_close_matches(env_id, known, n=3)) or "none near"
+            raise UnknownEnvironmentError(f"envpool has no environment {env_id!r} (nearest: {nearest}); use gymnasium's")
+        twin = make_env(env_id)
+        self.observation_space, self.action_space = twin.observation_space, twin.action_space
+        twin.close()
+        self._env_id, self.num_envs = env_id, num_envs
+        self._envs: VectorEnvs | None = None
+
+    def reset(self, seeds: Sequence[int]) -> np.ndarray:
+        """See `Envs`; envpool takes seeds only when it makes environments, so they are made here."""
+        self.close()
+        threads = min(self.num_envs, os.cpu_count() or 1)
+        pool = self._envpool.make(
+            self._env_id, env_type="gymnasium", num_envs=self.num_envs, seed=list(seeds), num_threads=threads
+        )
+        self._envs = VectorEnvs(pool, self.observation_space, self.action_space)
+        return self._envs.reset(None)
+
+    def step(self, actions: np.ndarray) -> StepRecord:
+        """See `Envs`."""
+        if self._envs is None:
+            raise EnvironmentFaultError("environments are stepped before their first reset; call reset first")
+        return self._envs.step(actions)
+
+    def close(self) -> None:
+        """See `Envs`."""
+        if self._envs is not None:
+            self._envs.close()
+            self._envs = None
+
+    def __enter__(self) -> EnvPoolEnvs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

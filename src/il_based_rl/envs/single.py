@@ -1,0 +1,126 @@
+"""One environment: made with errors that name the remedy, and played with errors that name the place."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from il_based_rl.errors import EnvironmentFaultError, MissingExtraError, UnknownEnvironmentError
+from il_based_rl.spaces import ObservationCodec
+
+
+def make_env(env_id: str | EnvSpec) -> gym.Env[Any, Any]:
+    """Make a Gymnasium environment, from its id or from what another one was made from.
+
+    Raises:
+        UnknownEnvironmentError: No such id is registered; the nearest ones are named.
+        MissingExtraError: The environment needs a package that is not installed.
+        EnvironmentFaultError: Its constructor failed.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            env = gym.make(env_id, disable_env_checker=True)
+        except (gym.error.DependencyNotInstalled, ImportError) as error:
+            remedy = "" if "pip install" in str(error) else f" (pip install {getattr(error, 'name', None) or 'that package'})"
+            raise MissingExtraError(f"environment {env_id} needs a package that is not installed: {error}{remedy}") from error
+        except gym.error.NamespaceNotFound as error:
+            package = '"gymnasium[atari]"' if str(env_id).startswith("ALE/") else "it, then give the id as MODULE:ID"
+            raise MissingExtraError(f"environment {env_id} is of a package that is not there: pip install {package}") from error
+        except gym.error.Error as error:
+            raise UnknownEnvironmentError(f"unknown environment id {env_id!r}: {error}{_nearest(str(env_id))}") from error
+        except Exception as error:  # another author's constructor may fail in any way
+            raise EnvironmentFaultError(f"environment {env_id} cannot be made: {_describe(error)}") from error
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return env
+
+
+def _nearest(env_id: str) -> str:
+    matches = difflib.get_close_matches(env_id, gym.registry.keys(), n=3, cutoff=0.6)
+    return f" (nearest: {', '.join(matches)})" if matches else ""
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+class Player:
+    """One environment with its running episode; whatever goes wrong in it is named.
+
+    Args:
+        env: The environment; it is closed with the player.
+        index: Its number among its neighbours, for messages.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], index: int = 0) -> None:
+        self.env, self.index = env, index
+        self.codec = ObservationCodec(env.observation_space)
+        self.steps = 0
+        """Steps of the running episode; 0 right after a reset."""
+        self.obs: Any = None
+        """The present observation, as the environment gave it."""
+        self.row: np.ndarray = np.zeros(0)
+        """The present observation as a row."""
+        self._action: Any = None
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode.
+
+        Raises:
+            EnvironmentFaultError: The environment failed, or gave an observation that is not of its space or not finite.
+        """
+        self.steps, self._action = 0, None
+        try:
+            self.obs, _ = self.env.reset(seed=seed)
+            self.row = self.codec.row(self.obs)
+        except Exception as error:  # another author's code may fail in any way
+            raise self._fault(_describe(error)) from error
+        self._require_finite(0.0)
+
+    def step(self, action: Any) -> tuple[float, bool, bool]:
+        """Take one step; the observation that it leads to is left in `obs` and `row`.
+
+        Returns:
+            Reward, terminated, truncated.
+
+        Raises:
+            EnvironmentFaultError: As in `reset`, or the reward is not finite.
+        """
+        self._action = action
+        self.steps += 1
+        try:
+            self.obs, reward, terminated, truncated, _ = self.env.step(action)
+            reward = float(reward)
+            self.row = self.codec.row(self.obs)
+        except Exception as error:  # as above
+            raise self._fault(_describe(error)) from error
+        self._require_finite(reward)
+        return reward, bool(terminated), bool(truncated)
+
+    def _require_finite(self, reward: float) -> None:
+        if not math.isfinite(reward):
+            raise self._fault(f"the reward is {reward}")
+        # A sum is finite unless a part is not, or it overflows; it takes half the time of looking at each number.
+        if not math.isfinite(np.add.reduce(self.row, axis=None)) and not np.isfinite(self.row).all():
+            raise self._fault(f"the observation is not finite: {short(self.row)}")
+
+    def _fault(self, what: str) -> EnvironmentFaultError:
+        where = f"environment {self.index}, step {self.steps} of its episode"
+        how = "at reset" if self.steps == 0 else f"after action {short(self._action)}"
+        return EnvironmentFaultError(f"{where}, {how}: {what}")
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+
+def short(value: Any) -> str:
+    """Write an array for a message, the first 32 numbers of it."""
+    array = np.asarray(value)
+    return f"{array.tolist()}" if array.size <= 32 else f"{array.ravel()[:32].tolist()} and {array.size - 32} more"
