@@ -27,7 +27,7 @@ def ppo(
     from il_based_rl.envs import make_envs
     from il_based_rl.ppo_agent import PPOAgent
 
-    envs = make_envs(env_id, num_envs, backend="envpool" if envpool else "gymnasium", seed=0)
+    envs = make_envs(env_id, num_envs, backend="envpool" if envpool else "gymnasium")
     config = PPOConfig(batch_size=batch_size, **flags)
     agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, config, hidden_dims=(width, width), seed=0)
     taken = seconds(lambda: list(agent.learn(envs, steps)))

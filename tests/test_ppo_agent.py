@@ -673,10 +673,9 @@ def test_a_saved_agent_comes_back_whole(tmp_path):
     assert loaded.hidden_dims == (8,)
     assert loaded.reward_scaler.scale == agent.reward_scaler.scale
     one, other = agent.optimizer.state_dict(), loaded.optimizer.state_dict()
-    assert one["param_groups"] == other["param_groups"]
-    for index, moments in one["state"].items():
-        for name, tensor in moments.items():
-            assert torch.equal(tensor, other["state"][index][name])
+    assert one["step"] == agent.gradient_steps > 0
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name])
 
 
 def test_an_update_after_loading_is_the_one_that_would_have_followed(tmp_path):

@@ -15,7 +15,7 @@ from il_based_rl.config import BCConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import FileFormatError, SpaceMismatchError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
-from il_based_rl.fused_mlp import FlatParameters, reason_against
+from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
 from il_based_rl.policy import MLPPolicy, arguments_from, load_parameters, require_hidden_dims
 from il_based_rl.seeding import fresh_seed, generator, torch_seed
 from il_based_rl.spaces import space_from_plain
@@ -61,7 +61,7 @@ class BCAgent:
         self.seed = fresh_seed() if seed is None else seed
         self.device = torch.device(device)
         self._flat = FlatParameters([policy.network])
-        self.optimizer = torch.optim.Adam([self._flat.vector], lr=self.config.lr, fused=True)
+        self.optimizer = FlatAdam(self._flat, lr=self.config.lr)
         self.epochs = 0
         self._order = generator(self.seed, "minibatch order")
         self._sampling = generator(self.seed, "action noise", 1)
@@ -104,24 +104,25 @@ class BCAgent:
             TrainingDivergedError: The parameters are no longer finite.
         """
         config, policy, rule = self.config, self.policy, self._update_rule()
+        if self.epochs >= config.epochs:
+            return
         training, held_out = self._split(dataset)
         features, raw_actions = self._examples(training)
         policy.normalizer.fit(features)
         inputs, targets = rule.prepared(policy.normalizer.as_numpy()(features)), rule.prepared(raw_actions)
         validation = None if held_out is None else self._examples(held_out)
         while self.epochs < config.epochs:
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.lr * (1.0 - self.epochs / config.epochs)
+            self.optimizer.lr = config.lr * (1.0 - self.epochs / config.epochs)
             order = rule.prepared(self._order.permutation(len(raw_actions)))
             shuffled_inputs, shuffled_targets = inputs[order], targets[order]
             loss_sum = 0.0
             for start in range(0, len(raw_actions), config.batch_size):
                 minibatch = slice(start, start + config.batch_size)
                 loss = rule.differentiate(shuffled_inputs[minibatch], shuffled_targets[minibatch])
-                rule.step()
+                self.optimizer.step()
                 loss_sum += loss * len(shuffled_targets[minibatch])
             self.epochs += 1
-            metrics = {"train_loss": float(loss_sum) / len(raw_actions), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            metrics = {"train_loss": float(loss_sum) / len(raw_actions), "learning_rate": self.optimizer.lr}
             if validation is not None:
                 metrics["validation_loss"], _ = policy.head.cloning_grads(policy.as_numpy()(validation[0]), validation[1])
             self._require_finite()
@@ -131,8 +132,8 @@ class BCAgent:
         """Choose the fast path where it models this policy."""
         self._flat.require_intact()
         if self.reason_against_fast_path is None:
-            return FusedCloning(self.policy, self._flat, self.optimizer)
-        return ReferenceCloning(self.policy, self._flat, self.optimizer, self.device)
+            return FusedCloning(self.policy)
+        return ReferenceCloning(self.policy, self._flat, self.device)
 
     @property
     def reason_against_fast_path(self) -> str | None:
@@ -187,7 +188,7 @@ class BCAgent:
         return self.policy.predict(obs, None if deterministic else self._sampling)
 
     def save(self, path: str | Path, run: dict[str, Any] | None = None) -> None:
-        """Write the student as one `.pt` file; arguments and errors as in `PPOAgent.save`."""
+        """Write the student as one `.pt` file: what acting needs, and no optimiser. Else as `PPOAgent.save`."""
         payload = {
             "kind": KIND,
             "versions": package_versions(),

@@ -1,4 +1,4 @@
-"""The cloning loss on one minibatch and the step that lessens it, twice: by autograd, and by hand on the fast path."""
+"""The cloning loss on one minibatch and its gradient, twice: by autograd, and by hand on the fast path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from il_based_rl.fused_mlp import FlatAdam, FlatParameters, StackedMLP
+from il_based_rl.fused_mlp import FlatParameters, StackedMLP
 from il_based_rl.heads import to_tensor
 from il_based_rl.policy import MLPPolicy
 
@@ -16,8 +16,8 @@ from il_based_rl.policy import MLPPolicy
 class ReferenceCloning:
     """Plain PyTorch: autograd, on any device."""
 
-    def __init__(self, policy: MLPPolicy, flat: FlatParameters, optimizer: torch.optim.Adam, device: torch.device) -> None:
-        self._policy, self._flat, self._optimizer, self._device = policy, flat, optimizer, device
+    def __init__(self, policy: MLPPolicy, flat: FlatParameters, device: torch.device) -> None:
+        self._policy, self._flat, self._device = policy, flat, device
 
     def prepared(self, array: np.ndarray) -> Any:
         """Return an array as this path reads it."""
@@ -30,17 +30,12 @@ class ReferenceCloning:
         loss.backward()
         return loss.detach()
 
-    def step(self) -> None:
-        """Let Adam take a step."""
-        self._optimizer.step()
-
 
 class FusedCloning:
     """The same in closed form, for float32 perceptrons on a CPU."""
 
-    def __init__(self, policy: MLPPolicy, flat: FlatParameters, optimizer: torch.optim.Adam) -> None:
+    def __init__(self, policy: MLPPolicy) -> None:
         self._head, self._network = policy.head, StackedMLP([policy.network])
-        self._adam = FlatAdam(flat, optimizer)
 
     def prepared(self, array: np.ndarray) -> Any:
         """Return an array as this path reads it."""
@@ -52,7 +47,3 @@ class FusedCloning:
         loss, output_grads = self._head.cloning_grads(outputs, targets)
         self._network.backward(inputs, [output_grads])
         return loss
-
-    def step(self) -> None:
-        """Let Adam take a step."""
-        self._adam.step()

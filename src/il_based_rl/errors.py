@@ -51,6 +51,10 @@ class ResumeError(UserError, ValueError):
     """There is nothing to resume, or the settings contradict what is resumed."""
 
 
+class NotFiniteError(UserError, ValueError):
+    """A policy was asked about an observation that holds NaN or infinity."""
+
+
 class CollectionError(UserError, RuntimeError):
     """The wanted demonstrations were not reached within the allowed attempts."""
 

@@ -221,11 +221,11 @@ def ppo_clip_grads(
 def explained_variance(predictions: np.ndarray, targets: np.ndarray) -> float:
     """Share of the targets' variance that the predictions account for: 1 is perfect, 0 no better than a constant.
 
-    NaN where the targets do not vary.
+    NaN where the targets do not vary, or there are none.
 
     Example:
         >>> explained_variance(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
         1.0
     """
-    variance = float(np.var(targets))
+    variance = float(np.var(targets)) if len(targets) else 0.0
     return math.nan if variance == 0.0 else 1.0 - float(np.var(targets - predictions)) / variance

@@ -7,8 +7,10 @@ the gradients agree with its, and whatever is not modelled here (`reason_against
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +37,9 @@ class FlatParameters:
         ]
         self._parameters: list[nn.Parameter] = [*ordered, *others]
         self.vector = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters]))
+        self._share_memory()
+
+    def _share_memory(self) -> None:
         self.grad = torch.zeros_like(self.vector.data)
         self.vector.grad = self.grad
         start = 0
@@ -44,6 +49,12 @@ class FlatParameters:
             parameter.grad = self.grad[start:end].view(parameter.shape)
             start = end
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FlatParameters:
+        twin = FlatParameters.__new__(FlatParameters)
+        twin._parameters, twin.vector = copy.deepcopy((self._parameters, self.vector), memo)
+        twin._share_memory()
+        return twin
+
     def require_intact(self) -> None:
         """Raise RuntimeError if a parameter was moved or replaced, so that it is no view of the vector any more."""
         first = self.vector.data_ptr()
@@ -52,49 +63,72 @@ class FlatParameters:
                 raise RuntimeError("a policy's parameters were moved or replaced after its agent was made; make a new agent")
             first += parameter.numel() * parameter.element_size()
 
-    def clip_grad_norm(self, max_norm: float) -> None:
-        """Scale the gradient down to a norm of `max_norm` if it is longer, as `torch.nn.utils.clip_grad_norm_` does."""
-        self.grad.mul_((max_norm / (self.grad.norm() + 1e-6)).clamp(max=1.0))
-
 
 class FlatAdam:
-    """`torch.optim.Adam` on one vector, its state included, without the cost of an optimiser's step.
+    """Adam on one vector, by the kernel of `torch.optim.Adam(fused=True)`.
+
+    That class itself imports a compiler when it is made, which takes most of a second, and its step costs five times as much.
 
     Args:
-        flat: The parameters and gradients.
-        optimizer: Fused, and over `flat.vector` alone; its state is shared.
+        flat: The parameters and their gradients.
+        lr: Learning rate; may be set anew before each step.
+        eps: Added to the root of the second moment.
+
+    Source:
+        Kingma and Ba (2015), "Adam: a method for stochastic optimization", algorithm 1, https://arxiv.org/abs/1412.6980.
     """
 
-    def __init__(self, flat: FlatParameters, optimizer: torch.optim.Adam) -> None:
-        self._flat, self._optimizer = flat, optimizer
-        self._grad = flat.grad.numpy()
+    def __init__(self, flat: FlatParameters, lr: float, eps: float = 1e-8) -> None:
+        self._flat, self.lr, self._eps = flat, lr, eps
+        vector = flat.vector.data
+        self._state = {
+            "step": torch.zeros((), device=vector.device),
+            "exp_avg": torch.zeros_like(vector),
+            "exp_avg_sq": torch.zeros_like(vector),
+        }
 
     def step(self, max_grad_norm: float = math.inf) -> None:
-        """Clip the gradient to this norm and take one step."""
-        norm = math.sqrt(float(np.dot(self._grad, self._grad)))
-        if norm + 1e-6 > max_grad_norm:
-            self._grad *= max_grad_norm / (norm + 1e-6)
-        state = self._optimizer.state[self._flat.vector]
-        if not state:
-            self._optimizer.step()  # creates its state
-            return
-        group = self._optimizer.param_groups[0]
+        """Scale the gradient down to a norm of `max_grad_norm` if it is longer, and take one step."""
+        grad, state = self._flat.grad, self._state
+        if grad.is_cpu:
+            array = grad.numpy()
+            norm = math.sqrt(float(np.dot(array, array)))
+            if norm + 1e-6 > max_grad_norm:
+                array *= max_grad_norm / (norm + 1e-6)
+        elif max_grad_norm < math.inf:
+            grad.mul_((max_grad_norm / (grad.norm() + 1e-6)).clamp(max=1.0))
         state["step"] += 1
         torch._fused_adam_(
             [self._flat.vector.data],
-            [self._flat.grad],
+            [grad],
             [state["exp_avg"]],
             [state["exp_avg_sq"]],
             [],
             [state["step"]],
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
+            lr=self.lr,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=self._eps,
             amsgrad=False,
             maximize=False,
         )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the count of steps and the two moments, on the CPU."""
+        return {name: tensor.cpu() for name, tensor in self._state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy what `state_dict` returned.
+
+        Raises:
+            ValueError: A part is missing, of another shape, or not finite.
+        """
+        for name, tensor in self._state.items():
+            found = state.get(name)
+            if not isinstance(found, Tensor) or found.shape != tensor.shape or not bool(torch.isfinite(found).all()):
+                raise ValueError(f"the optimiser's {name} is missing or does not fit the policy")
+            tensor.copy_(found)
 
 
 class StackedMLP:

@@ -37,9 +37,8 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], activation: Activation, *, last_gain: float, generator: torch.Generator) -> None:
         super().__init__()
         self.activation = activation
-        self.layers = nn.ModuleList(
-            nn.utils.skip_init(nn.Linear, inputs, outputs) for inputs, outputs in itertools.pairwise(sizes)
-        )
+        with torch.random.fork_rng(devices=[]):  # torch draws weights of its own first, from the global generator
+            self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in itertools.pairwise(sizes))
         for k, layer in enumerate(self.linear):
             gain = last_gain if k == len(self.layers) - 1 else math.sqrt(2.0)
             nn.init.orthogonal_(layer.weight, gain, generator=generator)
@@ -136,6 +135,8 @@ class RunningNormalizer(nn.Module):
             whatever the sizes of the parts.
         """
         count = len(features)
+        if count == 0:
+            return
         column_means = features.mean(0, dtype=np.float64)
         mean = torch.from_numpy(column_means).to(self.mean.device)
         variance = torch.from_numpy(np.square(features - column_means).mean(0)).to(self.mean.device)

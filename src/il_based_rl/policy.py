@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from il_based_rl.errors import ArchitectureMismatchError, FileFormatError, SpaceMismatchError
+from il_based_rl.errors import ArchitectureMismatchError, FileFormatError, NotFiniteError, SpaceMismatchError
 from il_based_rl.heads import action_head
 from il_based_rl.networks import MLP, Activation, NumpyFunction, RunningNormalizer
 from il_based_rl.spaces import ObservationCodec, same_space, space_from_plain, space_to_plain
@@ -91,16 +92,22 @@ class MLPPolicy(nn.Module):
 
         Raises:
             SpaceMismatchError: The observation fits the space neither alone nor as a batch.
+            NotFiniteError: It holds NaN or infinity.
         """
         try:
             rows, single = self.codec.rows(obs)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise SpaceMismatchError(f"cannot read this observation of {self.observation_space}: {error}") from error
-        outputs = self._acting()(self.codec.features(rows))
+        features = self.codec.features(rows)
+        if not math.isfinite(np.add.reduce(features, axis=None)) and not np.isfinite(features).all():
+            raise NotFiniteError(f"the observation is not finite: {rows[~np.isfinite(features).all(1)][0].tolist()}")
+        outputs = self._acting()(features)
         if random is not None:
             outputs = outputs + self.head.noise(random, (len(rows),), log_std)
         actions = self.head.to_env(self.head.mode(outputs))
-        return actions[0] if single else actions
+        if not single:
+            return actions
+        return np.asarray(actions[0]) if self.head.continuous else actions[0]
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from il_based_rl.envs import Envs, as_envs
 from il_based_rl.errors import FileFormatError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
 from il_based_rl.functional import discounted_sums, explained_variance
-from il_based_rl.fused_mlp import FlatParameters, reason_against
+from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
 from il_based_rl.heads import to_tensor
 from il_based_rl.networks import RewardScaler
 from il_based_rl.policy import arguments_from, load_parameters, require_hidden_dims, require_spaces
@@ -75,7 +75,7 @@ class PPOAgent:
         self.seed = fresh_seed() if seed is None else seed
         self.device = torch.device(device)
         self._flat = FlatParameters([policy.actor.network, policy.critic], [] if policy.log_std is None else [policy.log_std])
-        self.optimizer = torch.optim.Adam([self._flat.vector], lr=self.config.lr, eps=1e-5, fused=True)
+        self.optimizer = FlatAdam(self._flat, lr=self.config.lr, eps=1e-5)
         self.reward_scaler = RewardScaler()
         self.env_steps = 0
         self.gradient_steps = 0
@@ -156,7 +156,7 @@ class PPOAgent:
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
-        columns = [normalized.cpu().numpy(), raw_actions.cpu().numpy(), log_probs.cpu().numpy()]
+        columns = [np.array(each.cpu()) for each in (normalized, raw_actions, log_probs)]  # copies: the buffer is used again
         columns += [each.ravel().astype(np.float32) for each in (advantages, advantages + values_array)]
         valid = buffer.valid.ravel()
         return RolloutBatch(*(columns if valid.all() else [column[valid] for column in columns]))
@@ -186,7 +186,7 @@ class PPOAgent:
                 if config.target_kl is not None and float(measures[APPROX_KL]) > 1.5 * config.target_kl:
                     stop = True
                     break
-                rule.step(config.max_grad_norm)
+                self.optimizer.step(config.max_grad_norm)
                 sums = sums + measures
                 minibatches += 1
             if stop:
@@ -199,15 +199,15 @@ class PPOAgent:
         metrics["explained_variance"] = explained
         if self.policy.log_std is not None:
             metrics["action_std"] = float(self.policy.log_std.detach().exp().mean())
-        metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        metrics["learning_rate"] = self.optimizer.lr
         return metrics
 
     def _update_rule(self) -> ReferenceUpdate | FusedUpdate:
         """Choose the fast path where it models this policy."""
         self._flat.require_intact()
         if self.reason_against_fast_path is None:
-            return FusedUpdate(self.policy, self._flat, self.optimizer)
-        return ReferenceUpdate(self.policy, self._flat, self.optimizer, self.device)
+            return FusedUpdate(self.policy)
+        return ReferenceUpdate(self.policy, self._flat, self.device)
 
     @property
     def reason_against_fast_path(self) -> str | None:
@@ -215,9 +215,7 @@ class PPOAgent:
         return reason_against(self.policy, self.device) if self.config.fast_path else "it is turned off"
 
     def _set_learning_rate(self, remaining: float) -> None:
-        share = max(remaining, 0.0) if self.config.lr_schedule == "linear" else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * share
+        self.optimizer.lr = self.config.lr * (max(remaining, 0.0) if self.config.lr_schedule == "linear" else 1.0)
 
     def _require_finite(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.policy.parameters()):

@@ -1,6 +1,6 @@
-"""PPO's loss on one minibatch and the step that lessens it, twice: by autograd, and by hand on the fast path.
+"""PPO's loss on one minibatch and its gradient, twice: by autograd, and by hand on the fast path.
 
-Both read the same batch, write the same gradient vector and share one Adam state. `measures` are always policy loss, value loss
+Both read the same batch and write the same gradient vector. `measures` are always policy loss, value loss
 (of scaled rewards), entropy, approximate KL and clip fraction.
 """
 
@@ -16,7 +16,7 @@ from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.buffer import RolloutBatch
 from il_based_rl.config import PPOConfig
 from il_based_rl.functional import ppo_clip_grads, ppo_clip_loss
-from il_based_rl.fused_mlp import FlatAdam, FlatParameters, StackedMLP, numpy_grad
+from il_based_rl.fused_mlp import FlatParameters, StackedMLP, numpy_grad
 
 MEASURES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 APPROX_KL = MEASURES.index("approx_kl")
@@ -27,10 +27,8 @@ class ReferenceUpdate:
 
     name = "reference path"
 
-    def __init__(
-        self, policy: ActorCriticPolicy, flat: FlatParameters, optimizer: torch.optim.Adam, device: torch.device
-    ) -> None:
-        self._policy, self._flat, self._optimizer, self._device = policy, flat, optimizer, device
+    def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, device: torch.device) -> None:
+        self._policy, self._flat, self._device = policy, flat, device
 
     def prepared(self, batch: RolloutBatch) -> RolloutBatch:
         """Return the batch as this path reads it."""
@@ -47,21 +45,15 @@ class ReferenceUpdate:
         parts = [policy_loss, value_loss, entropy, measures["approx_kl"], measures["clip_fraction"]]
         return torch.stack(parts).detach()
 
-    def step(self, max_grad_norm: float) -> None:
-        """Clip the gradient and let Adam take a step."""
-        self._flat.clip_grad_norm(max_grad_norm)
-        self._optimizer.step()
-
 
 class FusedUpdate:
     """The same in closed form, for float32 perceptrons on a CPU."""
 
     name = "fast path"
 
-    def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, optimizer: torch.optim.Adam) -> None:
+    def __init__(self, policy: ActorCriticPolicy) -> None:
         self._head = policy.actor.head
         self._networks = StackedMLP([policy.actor.network, policy.critic])
-        self._adam = FlatAdam(flat, optimizer)
         self._log_std = None if policy.log_std is None else policy.log_std.detach().numpy()
         self._log_std_grad = None if policy.log_std is None else numpy_grad(policy.log_std)
 
@@ -88,7 +80,3 @@ class FusedUpdate:
         errors *= 2.0 * config.value_coef / len(errors)
         self._networks.backward(inputs, [output_grads, errors[:, None]])
         return np.array([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
-
-    def step(self, max_grad_norm: float) -> None:
-        """Clip the gradient and let Adam take a step."""
-        self._adam.step(max_grad_norm)

@@ -39,6 +39,8 @@ class CategoricalHead:
     def from_env(self, actions: np.ndarray) -> np.ndarray:
         """Count from 0, (B, *space.shape) to (B, K)."""
         raw = actions.reshape(len(actions), -1).astype(np.int64) - self._start
+        if (raw + self._start != actions.reshape(raw.shape)).any():
+            raise ValueError("an action is no whole number")
         if ((raw < 0) | (raw >= self._choices)).any():
             raise ValueError(f"an action is outside the space of {self._choices} choices from {self._start.tolist()} on")
         return raw
