@@ -189,7 +189,7 @@ def page(jobs: list[Job], sizes: list[Job], machine: dict[str, Any]) -> str:
         "with the lowest and the highest. Peers: Stable-Baselines3 2.9.2 (sb3), sbx 0.28.0, imitation 1.0.1 with its old pins.",
         "",
         "Same environment, hyperparameters and network on all sides, evaluation off. Ours standardises observations and",
-        "rewards on top. Rates are of training alone; `whole` is the rate over the process from its start to its end, with imports.",
+        "rewards on top. Rates are of training alone; `whole` is the rate over the process from start to end, with imports.",
         "",
         "| work | ours | peer | ratio [lowest, highest] | asked | whole: ours, peer | memory MiB: ours, peer |",
         "|---|---|---|---|---|---|---|",

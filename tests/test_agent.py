@@ -430,7 +430,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
         ((PLANE, spaces.Box(-10, 10, (3,))), r"actions of shape \(2,\), the policy reads \(2,\) and writes \(3,\)"),
         ((PLANE, spaces.Discrete(4)), r"actions of shape \(2,\), .* writes \(\)"),
         ((PLANE, spaces.MultiBinary(2)), "do not fit the policy's spaces: .* neither 0 nor 1"),
-        ((PLANE, spaces.MultiDiscrete([2, 2])), "do not fit the policy's spaces: an action is outside"),
+        ((PLANE, spaces.MultiDiscrete([2, 2])), "do not fit the policy's spaces: an action is no whole number"),
     ],
 )
 def test_demonstrations_that_do_not_fit_the_policy_are_refused(policy_spaces, message):

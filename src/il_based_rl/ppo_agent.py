@@ -156,7 +156,7 @@ class PPOAgent:
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
-        columns = [np.array(each.cpu()) for each in (normalized, raw_actions, log_probs)]  # copies: the buffer is used again
+        columns = [each.cpu().numpy().copy() for each in (normalized, raw_actions, log_probs)]  # the buffer is used again
         columns += [each.ravel().astype(np.float32) for each in (advantages, advantages + values_array)]
         valid = buffer.valid.ravel()
         return RolloutBatch(*(columns if valid.all() else [column[valid] for column in columns]))

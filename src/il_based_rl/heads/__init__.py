@@ -42,7 +42,7 @@ class ActionHead(Protocol):
         """Raw actions as the environment takes them, each inside its space."""
 
     def from_env(self, actions: np.ndarray) -> np.ndarray:
-        """Actions of the environment as raw ones, to learn from; ValueError where one is outside the space."""
+        """Actions of the environment as raw ones, to learn from; ValueError where a discrete one is not of the space."""
 
     def log_prob(self, outputs: Tensor, log_std: Tensor | None, raw: Tensor) -> Tensor:
         """Log-probability of raw actions, shape (B,), in nats."""
