@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +18,16 @@ def job(kind: str, **settings: Any) -> dict[str, Any]:
     from il_based_rl.experiment.hardware import fitting_threads
 
     with fitting_threads([64]):
-        return {"ppo": ppo, "cloning": cloning, "play": play, "predict": predict, "start": start}[kind](**settings)
+        kinds = {
+            "ppo": ppo,
+            "cloning": cloning,
+            "play": play,
+            "predict": predict,
+            "start": start,
+            "breakdown": breakdown,
+            "soak": soak,
+        }
+        return kinds[kind](**settings)
 
 
 def ppo(
@@ -111,6 +122,77 @@ def start(env_id: str) -> dict[str, Any]:
     finally:
         env_class.step = original
     raise AssertionError("training took no step")
+
+
+def breakdown(env_id: str, steps: int) -> dict[str, Any]:
+    """Say where the time of one environment step of training goes, in microseconds, one environment and default flags."""
+    import numpy as np
+
+    from il_based_rl.envs import InProcessEnvs, make_env
+    from il_based_rl.ppo_agent import PPOAgent
+
+    with InProcessEnvs(env_id) as envs:
+        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, seed=0)
+        batches = []
+        update = agent.update
+        agent.update = lambda batch: batches.append(batch) or update(batch)  # keeps the batches, to update from them again
+        whole = seconds(lambda: list(agent.learn(envs, steps))) / agent.env_steps
+    updating = seconds(lambda: [update(batch) for batch in batches]) / agent.env_steps
+    env, head = make_env(env_id), agent.policy.actor.head
+    env.reset(seed=0)
+    action = head.to_env(np.zeros((1, head.num_actions), head.raw_dtype))[0]
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            env.reset()
+
+    actor, features, noise = (
+        agent.policy.actor.as_numpy(),
+        batches[0].normalized[:1],
+        np.zeros((1, head.num_outputs), np.float32),
+    )
+    parts = {
+        "environment": microseconds_a_call(step),
+        "acting": microseconds_a_call(lambda: head.to_env(head.mode(actor(features) + noise))),
+        "update": updating * 1e6,
+    }
+    rest = whole * 1e6 - sum(parts.values())
+    return {**parts, "rest": rest, "whole": whole * 1e6, "products": products(agent)}
+
+
+def products(agent: Any) -> float:
+    """Time the matrix products of an update alone, in microseconds a step: what no way of writing the rest can go below."""
+    import numpy as np
+
+    config, actor = agent.config, agent.policy.actor
+    sizes = [actor.codec.size, *agent.hidden_dims, 1]
+    pairs = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        x, w, y = (
+            np.ones(shape, np.float32)
+            for shape in ((config.batch_size, inputs), (inputs, outputs), (config.batch_size, outputs))
+        )
+        pairs += [(x, w), (x.T, y), (y, w.T)]
+    minibatch = microseconds_a_call(lambda: [np.dot(left, right) for left, right in pairs for _ in range(2)])
+    return minibatch * config.n_epochs / config.batch_size
+
+
+def soak(env_id: str, steps: int, marks: int) -> dict[str, Any]:
+    """Train for long, and note resident memory (MiB) and seconds at equal distances."""
+    from il_based_rl.envs import InProcessEnvs
+    from il_based_rl.ppo_agent import PPOAgent
+
+    page = os.sysconf("SC_PAGE_SIZE") / 2**20
+    noted: list[tuple[int, float, float]] = []
+    with InProcessEnvs(env_id) as envs:
+        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, seed=0)
+        started = time.perf_counter()
+        for progress in agent.learn(envs, steps):
+            if progress.passes_multiple_of(steps // marks):
+                resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+                noted.append((progress.env_steps, round(resident, 1), round(time.perf_counter() - started, 2)))
+    return {"noted": noted}
 
 
 if __name__ == "__main__":
