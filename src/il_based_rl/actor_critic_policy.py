@@ -49,6 +49,11 @@ class ActorCriticPolicy(nn.Module):
         continuous = self.actor.head.continuous
         self.log_std = nn.Parameter(torch.zeros(self.actor.head.num_outputs)) if continuous else None
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that learn: the actor's and the critic."""
+        return [self.actor.network, self.critic]
+
     def forward(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
         """Judge a batch of standardised features.
 

@@ -60,7 +60,7 @@ class BCAgent:
         self.config = config or BCConfig()
         self.seed = fresh_seed() if seed is None else seed
         self.device = torch.device(device)
-        self._flat = FlatParameters([policy.network])
+        self._flat = FlatParameters.of(policy)
         self.optimizer = FlatAdam(self._flat, lr=self.config.lr)
         self.epochs = 0
         self._order = generator(self.seed, "minibatch order")

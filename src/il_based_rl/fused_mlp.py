@@ -23,45 +23,62 @@ class FlatParameters:
     """All parameters of some networks as one vector, and their gradients as another.
 
     The networks' own parameters become views of the vector, and their gradients of its gradient, so that there is one truth
-    however it is reached. Layers of equal place stand side by side, which lets equal ones be computed together.
+    however it is reached. In networks that the fast path models, layers of equal place stand side by side, which lets equal
+    ones be computed together.
 
     Args:
-        networks: Their parameters come first, layer by layer.
+        networks: Their parameters come first.
         others: Further parameters.
     """
 
-    def __init__(self, networks: Sequence[MLP], others: Sequence[nn.Parameter] = ()) -> None:
-        depth = len(networks[0].linear)
-        ordered = [
-            getattr(network.linear[k], name) for k in range(depth) for name in ("weight", "bias") for network in networks
-        ]
-        self._parameters: list[nn.Parameter] = [*ordered, *others]
+    def __init__(self, networks: Sequence[nn.Module], others: Sequence[nn.Parameter] = ()) -> None:
+        self._owners: list[nn.Module] = list(networks)
+        self._others = list(others)
+        self._parameters = list(dict.fromkeys([*_in_order(networks), *others]))  # a shared one counts once
         self.vector = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters]))
         self._share_memory()
+
+    @classmethod
+    def of(cls, policy: Any) -> FlatParameters:
+        """Flatten a policy, its `networks` first."""
+        inside = {id(parameter) for network in policy.networks for parameter in network.parameters()}
+        flat = cls(policy.networks, [parameter for parameter in policy.parameters() if id(parameter) not in inside])
+        flat._owners, flat._others = [policy], []
+        return flat
 
     def _share_memory(self) -> None:
         self.grad = torch.zeros_like(self.vector.data)
         self.vector.grad = self.grad
-        start = 0
-        for parameter in self._parameters:
-            end = start + parameter.numel()
-            parameter.data = self.vector.data[start:end].view(parameter.shape)
-            parameter.grad = self.grad[start:end].view(parameter.shape)
-            start = end
+        for parameter, part in zip(self._parameters, self._parts(self.vector.data), strict=True):
+            parameter.data = part
+        self._share_gradients()
+
+    def _share_gradients(self) -> None:
+        for parameter, part in zip(self._parameters, self._parts(self.grad), strict=True):
+            parameter.grad = part
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        sizes = [parameter.numel() for parameter in self._parameters]
+        return [part.view(each.shape) for part, each in zip(vector.split(sizes), self._parameters, strict=True)]
+
+    def require_intact(self) -> None:
+        """Make gradients that were dropped views again.
+
+        Raises:
+            RuntimeError: A parameter was moved or replaced, so that it is no view of the vector any more.
+        """
+        places = [part.data_ptr() for part in self._parts(self.vector.data)]
+        present = {*self._others, *(parameter for owner in self._owners for parameter in owner.parameters())}
+        if [parameter.data_ptr() for parameter in self._parameters] != places or present != {*self._parameters}:
+            raise RuntimeError("a policy's parameters were moved or replaced after its agent was made; make a new agent")
+        self._share_gradients()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FlatParameters:
         twin = FlatParameters.__new__(FlatParameters)
-        twin._parameters, twin.vector = copy.deepcopy((self._parameters, self.vector), memo)
+        parts = (self._owners, self._others, self._parameters, self.vector)
+        twin._owners, twin._others, twin._parameters, twin.vector = copy.deepcopy(parts, memo)
         twin._share_memory()
         return twin
-
-    def require_intact(self) -> None:
-        """Raise RuntimeError if a parameter was moved or replaced, so that it is no view of the vector any more."""
-        first = self.vector.data_ptr()
-        for parameter in self._parameters:
-            if parameter.data_ptr() != first:
-                raise RuntimeError("a policy's parameters were moved or replaced after its agent was made; make a new agent")
-            first += parameter.numel() * parameter.element_size()
 
 
 class FlatAdam:
@@ -227,18 +244,52 @@ def _stacked(tensors: Sequence[Tensor]) -> np.ndarray:
     return torch.as_strided(first, shape, strides).numpy()
 
 
-def reason_against(module: nn.Module, device: torch.device) -> str | None:
-    """Say why the fast path does not model a policy, or None where it does."""
+def _in_order(networks: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Parameters layer by layer where the networks can be stacked, else network by network."""
+    if _reason_against_stacking(networks) is not None:
+        return [parameter for network in networks for parameter in network.parameters()]
+    layers = zip(*(network.linear for network in networks if isinstance(network, MLP)), strict=True)
+    return [getattr(layer, name) for equal in layers for name in ("weight", "bias") for layer in equal]
+
+
+_MODELLED = {
+    "il_based_rl.actor_critic_policy.ActorCriticPolicy",
+    "il_based_rl.networks.MLP",
+    "il_based_rl.networks.RunningNormalizer",
+    "il_based_rl.policy.MLPPolicy",
+    "torch.nn.modules.container.ModuleList",
+    "torch.nn.modules.linear.Linear",
+}
+
+
+def reason_against(policy: Any, device: torch.device) -> str | None:
+    """Say why the fast path does not model a policy, which lists its `networks`, or None where it does."""
     if device.type != "cpu":
         return f"updates run on {device}"
-    for part in module.modules():
+    for part in policy.modules():
+        kind = f"{type(part).__module__}.{type(part).__qualname__}"
+        if kind not in _MODELLED or not {"forward", "evaluate_actions"}.isdisjoint(vars(part)):
+            return f"it does not model {kind}, as it stands here"
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
             return f"{type(part).__name__} has hooks"
-    for name, parameter in module.named_parameters():
+    for name, parameter in policy.named_parameters():
         if parameter.dtype != torch.float32:
             return f"{name} is {parameter.dtype}"
         if not parameter.requires_grad:
             return f"{name} is frozen"
-        if parameter._backward_hooks:
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             return f"{name} has hooks"
-    return None
+    return _reason_against_stacking(policy.networks)
+
+
+def _reason_against_stacking(networks: Sequence[nn.Module]) -> str | None:
+    shapes = set()
+    for network in networks:
+        if type(network) is not MLP or any(type(layer) is not nn.Linear or layer.bias is None for layer in network.layers):
+            return "a network is no perceptron of linear layers with biases"
+        shapes.add((network.activation, *(layer.in_features for layer in network.linear)))
+    if len(shapes) > 1:
+        return "its networks differ in activation or layer sizes"
+    parameters = [id(parameter) for network in networks for layer in network.children() for parameter in layer.parameters()]
+    together = sum(1 for network in networks for layer in network.modules() if type(layer) is nn.Linear) * 2
+    return None if len(set(parameters)) == together else "its networks share parameters"

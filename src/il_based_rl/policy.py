@@ -59,6 +59,11 @@ class MLPPolicy(nn.Module):
         """Map features that are not standardised yet, shape (B, O), to the head's outputs, shape (B, num_outputs)."""
         return self.network(self.normalizer(features))
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that learn."""
+        return [self.network]
+
     def as_numpy(self) -> NumpyFunction:
         """Return `forward` on NumPy arrays, for acting; it follows the weights, but not later observation statistics."""
         normalize, network = self.normalizer.as_numpy(), self.network.as_numpy()

@@ -74,7 +74,7 @@ class PPOAgent:
         self.config = config or PPOConfig()
         self.seed = fresh_seed() if seed is None else seed
         self.device = torch.device(device)
-        self._flat = FlatParameters([policy.actor.network, policy.critic], [] if policy.log_std is None else [policy.log_std])
+        self._flat = FlatParameters.of(policy)
         self.optimizer = FlatAdam(self._flat, lr=self.config.lr, eps=1e-5)
         self.reward_scaler = RewardScaler()
         self.env_steps = 0

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from il_based_rl.envs.in_process import InProcessEnvs
 from il_based_rl.envs.record import StepRecord
-from il_based_rl.envs.single import make_env
+from il_based_rl.envs.single import Player, make_env
 from il_based_rl.errors import ConfigError, EnvironmentFaultError, UserError
 from il_based_rl.spaces import ObservationCodec
 
@@ -32,17 +32,16 @@ def pays_to_share(env_id: str) -> bool:
     """Whether an environment's step takes long enough, on this machine, to be taken by a worker process."""
     if (os.cpu_count() or 1) < 2:
         return False
-    env = make_env(env_id)
-    env.action_space.seed(0)
-    env.reset(seed=0)
-    taken: list[float] = []
+    player, taken = Player(make_env(env_id)), list[float]()
+    player.env.action_space.seed(0)
+    player.reset(seed=0)
     for _ in range(_PROBE_STEPS):
-        action, started = env.action_space.sample(), time.perf_counter()
-        _, _, terminated, truncated, _ = env.step(action)
+        action, started = player.env.action_space.sample(), time.perf_counter()
+        _, terminated, truncated = player.step(action)
         taken.append(time.perf_counter() - started)
         if terminated or truncated:
-            env.reset()
-    env.close()
+            player.reset()
+    player.close()
     return float(np.median(taken)) > PAYING_SECONDS
 
 
@@ -107,6 +106,8 @@ class WorkerEnvs:
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """See `Envs`."""
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments; give one for each")
         self._shared["seeds"][:] = seeds
         for pipe in self._pipes:
             self._send(pipe, _RESET)
@@ -204,7 +205,7 @@ def _work(pipe: Connection, spec: EnvSpec, start: int, stop: int, memory: dict[s
             while True:
                 message = pipe.recv_bytes()
                 if message == _STEP:
-                    record = envs.step(shared["actions"])
+                    record = envs.step(np.array(shared["actions"]))  # a copy, as an environment may keep what it is given
                     shared["rows"][:], shared["rewards"][:] = record.rows, record.rewards
                     shared["terminated"][:], shared["truncated"][:] = record.terminated, record.truncated
                     for i, row in record.final_rows.items():
