@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -213,9 +214,14 @@ def _work(pipe: Connection, spec: EnvSpec, start: int, stop: int, memory: dict[s
                 else:
                     shared["rows"][:] = envs.reset(shared["seeds"].tolist())
                 pipe.send_bytes(b"")
-        except EOFError:
-            envs.close()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return  # the parent hung up, and ends the process
         except UserError as error:
-            pipe.send_bytes(str(error).encode())
+            _report(pipe, str(error))
         except Exception as error:  # sent as a text, as an exception of another author's need not survive the way
-            pipe.send_bytes(f"environments {start} to {stop - 1}: {type(error).__name__}: {error}".encode())
+            _report(pipe, f"environments {start} to {stop - 1}: {type(error).__name__}: {error}")
+
+
+def _report(pipe: Connection, fault: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        pipe.send_bytes(fault.encode())
