@@ -181,8 +181,8 @@ def number(value: float) -> str:
 LEFT_OUT = [
     "## Tried and left out",
     "",
-    "- `torch.compile` of the reference path's forward pass: 22.6 s before the first update is done instead of 0.3 s, and 8,040",
-    "  steps a second afterwards instead of 8,470 (Pendulum-v1, one run each).",
+    "- `torch.compile` of the reference path's forward pass: 22.6 s before the first update is done instead of 0.3 s, and",
+    "  8,040 steps a second afterwards instead of 8,470 (Pendulum-v1, one run each).",
     "- Scratch arrays for the hidden layers of the acting policy: 1 us a step, and wrong answers where threads share a policy.",
 ]
 

@@ -21,6 +21,7 @@ from il_based_rl.config import BCConfig, PPOConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.envs import InProcessEnvs
 from il_based_rl.fused_mlp import FlatParameters
+from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy
 from il_based_rl.ppo_agent import PPOAgent
 from il_based_rl.ppo_updates import FusedUpdate, ReferenceUpdate
@@ -308,6 +309,41 @@ def test_a_policy_of_other_modules_learns_on_the_reference_path_as_the_same_func
     assert agent.reason_against_fast_path is not None
     agent.update(batch)
     torch.testing.assert_close(vector_of(other), wanted, rtol=1e-5, atol=1e-7)
+
+
+class Doubled(MLP):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+def doubled(actor):
+    actor.network = Doubled([3, 8, 2], "tanh", last_gain=1.0, generator=torch.Generator().manual_seed(0))
+
+
+def of_other_modules(actor):
+    actor.network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+OTHER_ACTORS = {
+    "subclass": doubled,
+    "other modules": of_other_modules,
+    "hook": lambda actor: actor.network.register_forward_hook(lambda module, inputs, output: 2.0 * output),
+    "parametrised": lambda actor: nn.utils.parametrizations.weight_norm(actor.network.layers[0]),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_ACTORS)
+def test_a_policy_that_is_not_modelled_acts_by_the_function_that_it_learns(what):
+    # Else PPO would compare the probabilities of one policy with the actions of another one. No bounds, so nothing is clipped.
+    policy = policy_of(spaces.Box(-np.inf, np.inf, (2,)))
+    OTHER_ACTORS[what](policy.actor)
+    agent = PPOAgent(policy, PPOConfig(lr=1e-2), seed=0)
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    for _ in range(2):  # and follows its updates
+        wanted = policy.actor(torch.from_numpy(obs)).detach().numpy()
+        np.testing.assert_allclose(agent.predict(obs), wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(policy.actor.as_numpy()(obs), wanted, rtol=1e-4, atol=1e-5)  # as rollouts do
+        agent.update(batch_for(policy_of(KINDS[0]), 64, 0.2, 0.3, 0))
 
 
 @BOTH_PATHS

@@ -102,6 +102,18 @@ class Slow(Faulty):
         return super().step(action)
 
 
+class Closing(Faulty):
+    """Leaves a file named like its seed in a folder when it is closed."""
+
+    def __init__(self, folder):
+        super().__init__(None)
+        self.folder = folder
+
+    def close(self):
+        if self.tag:
+            (Path(self.folder) / str(self.tag)).touch()
+
+
 class Doubled(gym.RewardWrapper):
     def reward(self, reward):
         return 2.0 * reward
@@ -271,6 +283,17 @@ def test_closing_twice_is_fine():
     envs.reset([1, 2])
     envs.close()
     envs.close()
+
+
+@pytest.mark.parametrize("make", [InProcessEnvs, WorkerEnvs])
+def test_closing_closes_every_environment(make, tmp_path, monkeypatch):
+    spec = gym.envs.registration.EnvSpec("workers/Closing-v0", "test_workers:Closing", kwargs={"folder": str(tmp_path)})
+    monkeypatch.setitem(gym.registry, spec.id, spec)
+    with make(spec.id, 3) as envs:
+        envs.reset([1, 2, 3])
+        envs.step(np.zeros((3, 1), np.float32))
+        assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "3"]
 
 
 # ---- faults ----

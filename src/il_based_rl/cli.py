@@ -77,5 +77,12 @@ def notice(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
+def notice_path(reason_against_fast_path: str | None) -> float:
+    """Say once if updates do not take the fast path, and why; return 1 where they take it and 0 where not, for the log."""
+    if reason_against_fast_path is not None:
+        notice(f"updates run on the reference path: {reason_against_fast_path}")
+    return float(reason_against_fast_path is None)
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

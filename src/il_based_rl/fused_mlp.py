@@ -266,11 +266,10 @@ def reason_against(policy: Any, device: torch.device) -> str | None:
     """Say why the fast path does not model a policy, which lists its `networks`, or None where it does."""
     if device.type != "cpu":
         return f"updates run on {device}"
+    if (reason := reason_against_forward(policy)) is not None:
+        return reason
     for part in policy.modules():
-        kind = f"{type(part).__module__}.{type(part).__qualname__}"
-        if kind not in _MODELLED or not {"forward", "evaluate_actions"}.isdisjoint(vars(part)):
-            return f"it does not model {kind}, as it stands here"
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        if part._backward_hooks or part._backward_pre_hooks:
             return f"{type(part).__name__} has hooks"
     for name, parameter in policy.named_parameters():
         if parameter.dtype != torch.float32:
@@ -280,6 +279,17 @@ def reason_against(policy: Any, device: torch.device) -> str | None:
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             return f"{name} has hooks"
     return _reason_against_stacking(policy.networks)
+
+
+def reason_against_forward(module: nn.Module) -> str | None:
+    """Say why a module may compute something else than its layers say, or None."""
+    for part in module.modules():
+        kind = f"{type(part).__module__}.{type(part).__qualname__}"
+        if kind not in _MODELLED or not {"forward", "evaluate_actions"}.isdisjoint(vars(part)):
+            return f"it does not model {kind}, as it stands here"
+        if part._forward_hooks or part._forward_pre_hooks:
+            return f"{type(part).__name__} has hooks"
+    return None
 
 
 def _reason_against_stacking(networks: Sequence[nn.Module]) -> str | None:

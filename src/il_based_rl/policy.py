@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from il_based_rl.errors import ArchitectureMismatchError, FileFormatError, NotFiniteError, SpaceMismatchError
+from il_based_rl.fused_mlp import reason_against_forward
 from il_based_rl.heads import action_head
 from il_based_rl.networks import MLP, Activation, NumpyFunction, RunningNormalizer
 from il_based_rl.spaces import ObservationCodec, same_space, space_from_plain, space_to_plain
@@ -51,7 +52,7 @@ class MLPPolicy(nn.Module):
         self.codec = ObservationCodec(observation_space)
         self.head = action_head(action_space)
         self.normalizer = RunningNormalizer(self.codec.measured)
-        self._kept: tuple[tuple[list[int], list[tuple[int, int]]], NumpyFunction] | None = None
+        self._kept: tuple[tuple[list[int], list[tuple[int, int]], bool], NumpyFunction] | None = None
         sizes = [self.codec.size, *hidden_dims, self.head.num_outputs]
         self.network = MLP(sizes, activation, last_gain=0.01, generator=generator)
 
@@ -66,16 +67,27 @@ class MLPPolicy(nn.Module):
 
     def as_numpy(self) -> NumpyFunction:
         """Return `forward` on NumPy arrays, for acting; it follows the weights, but not later observation statistics."""
+        if reason_against_forward(self) is not None:
+            return self._forward_on_arrays
         normalize, network = self.normalizer.as_numpy(), self.network.as_numpy()
         return lambda features: network(normalize(features))
 
+    @torch.no_grad()
+    def _forward_on_arrays(self, features: np.ndarray) -> np.ndarray:
+        """Run `forward` itself: a module that is not as the fast path knows it acts by the function that it learns."""
+        parameter = next(self.parameters())
+        return self(torch.from_numpy(features).to(parameter.device, parameter.dtype)).float().cpu().numpy()
+
     def _acting(self) -> NumpyFunction:
         """Return `as_numpy`, kept from call to call while all that it read is where and what it was."""
-        weights = [weight for layer in self.network.layers for weight in layer._parameters.values()]
-        statistics = self.normalizer._buffers.values()
+        network, normalizer = self._modules["network"], self._modules["normalizer"]  # a tenth of an attribute's cost
+        if type(network) is not MLP or normalizer is None:
+            return self._forward_on_arrays
+        layers = list(network.layers)
         key = (
-            [weight.data_ptr() for weight in weights if weight is not None],
-            [(tensor.data_ptr(), tensor._version) for tensor in statistics if tensor is not None],
+            [weight.data_ptr() for layer in layers for weight in layer._parameters.values() if weight is not None],
+            [(tensor.data_ptr(), tensor._version) for tensor in normalizer._buffers.values() if tensor is not None],
+            any(part._forward_hooks or part._forward_pre_hooks for part in (self, network, normalizer, *layers)),
         )
         if self._kept is None or self._kept[0] != key or not self.normalizer.mean.is_cpu:
             self._kept = (key, self.as_numpy())

@@ -52,11 +52,12 @@ def train(config: TrainConfig) -> BCAgent:
     agent.require_fits(dataset)
     files.require_writable()
     print(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...", flush=True)
+    fast_path = cli.notice_path(agent.reason_against_fast_path)
     sink = open_sink(config.tracking, asdict(config), f"{dataset.metadata.get('env_id')}_{config.bc.epochs}")
     bar = tqdm(total=config.bc.epochs, unit="epoch", leave=False, disable=None)
     with fitting_threads(config.hidden_dims), bar, Run(files, asdict(config), sink=sink) as run:
         for progress in agent.learn(dataset):
-            run.log(progress.metrics, progress.epoch)
+            run.log(progress.metrics | {"fast_path": fast_path}, progress.epoch)
             bar.update()
             if progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or progress.epoch == config.bc.epochs:
                 cli.say(_line(progress.epoch, progress.metrics))

@@ -79,13 +79,14 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
         if agent.env_steps >= config.total_timesteps:
             cli.notice(f"the run is finished: {agent.env_steps} of {config.total_timesteps} steps; nothing is left to do")
             return agent
+        fast_path = cli.notice_path(agent.reason_against_fast_path)
         evaluation_seeds = list(start_seeds(agent.seed, "evaluation", config.eval_episodes))
         sink = open_sink(config.tracking, asdict(config), f"{config.env_id}_{config.total_timesteps}")
         bar = tqdm(total=config.total_timesteps, initial=agent.env_steps, unit="step", leave=False, disable=None)
         with bar, Run(files, asdict(config), resumed_from=checkpoint, step=agent.env_steps, sink=sink) as run:
             run.save(agent)
             for progress in agent.learn(envs, config.total_timesteps):
-                metrics = progress.metrics | _episode_means(progress.episodes)
+                metrics = progress.metrics | _episode_means(progress.episodes) | {"fast_path": fast_path}
                 if progress.passes_multiple_of(config.eval_interval):
                     metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds).mean
                     run.checkpoint(agent, progress.env_steps, metrics["eval_reward"])

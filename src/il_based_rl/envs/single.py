@@ -23,17 +23,18 @@ def make_env(env_id: str | EnvSpec) -> gym.Env[Any, Any]:
         MissingExtraError: The environment needs a package that is not installed.
         EnvironmentFaultError: Its constructor failed.
     """
+    registration, env_id = env_id, env_id if isinstance(env_id, str) else env_id.id
     with warnings.catch_warnings(record=True) as caught:
         try:
-            env = gym.make(env_id, disable_env_checker=True)
+            env = gym.make(registration, disable_env_checker=True)
         except (gym.error.DependencyNotInstalled, ImportError) as error:
             remedy = "" if "pip install" in str(error) else f" (pip install {getattr(error, 'name', None) or 'that package'})"
             raise MissingExtraError(f"environment {env_id} needs a package that is not installed: {error}{remedy}") from error
         except gym.error.NamespaceNotFound as error:
-            package = '"gymnasium[atari]"' if str(env_id).startswith("ALE/") else "it, then give the id as MODULE:ID"
+            package = '"gymnasium[atari]"' if env_id.startswith("ALE/") else "it, then give the id as MODULE:ID"
             raise MissingExtraError(f"environment {env_id} is of a package that is not there: pip install {package}") from error
         except gym.error.Error as error:
-            raise UnknownEnvironmentError(f"unknown environment id {env_id!r}: {error}{_nearest(str(env_id))}") from error
+            raise UnknownEnvironmentError(f"unknown environment id {env_id!r}: {error}{_nearest(env_id)}") from error
         except Exception as error:  # another author's constructor may fail in any way
             raise EnvironmentFaultError(f"environment {env_id} cannot be made: {_describe(error)}") from error
     for warning in caught:

@@ -49,8 +49,8 @@ class VectorEnvs:
 
     def reset(self, seeds: Sequence[int] | None) -> np.ndarray:
         """See `Envs`; None leaves the environments their own seeds."""
-        every_seed: Any = seeds and {"seed": list(seeds)}  # Gymnasium annotates one seed only, and takes one for each
-        obs, _ = self._envs.reset(**(every_seed or {}))
+        every_seed: Any = {} if seeds is None else {"seed": list(seeds)}  # annotated as one seed only; one for each is taken
+        obs, _ = self._envs.reset(**every_seed)
         self._resetting = np.zeros(self.num_envs, bool)
         return self._checked(self._codec.rows(obs)[0], np.zeros(self.num_envs), None)
 

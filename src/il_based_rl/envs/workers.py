@@ -35,14 +35,14 @@ def pays_to_share(env_id: str) -> bool:
         return False
     player, taken = Player(make_env(env_id)), list[float]()
     player.env.action_space.seed(0)
-    player.reset(seed=0)
-    for _ in range(_PROBE_STEPS):
-        action, started = player.env.action_space.sample(), time.perf_counter()
-        _, terminated, truncated = player.step(action)
-        taken.append(time.perf_counter() - started)
-        if terminated or truncated:
-            player.reset()
-    player.close()
+    with contextlib.closing(player):
+        player.reset(seed=0)
+        for _ in range(_PROBE_STEPS):
+            action, started = player.env.action_space.sample(), time.perf_counter()
+            _, terminated, truncated = player.step(action)
+            taken.append(time.perf_counter() - started)
+            if terminated or truncated:
+                player.reset()
     return float(np.median(taken)) > PAYING_SECONDS
 
 
@@ -198,6 +198,9 @@ def _views(memory: dict[str, Any]) -> dict[str, np.ndarray]:
 def _work(pipe: Connection, spec: EnvSpec, start: int, stop: int, memory: dict[str, Any]) -> None:
     """Step the environments from `start` to `stop`, until the other end hangs up; answer with nothing, or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
+    for library in ("OMP", "OPENBLAS", "MKL"):  # for those that an environment imports; the others are limited below
+        os.environ[f"{library}_NUM_THREADS"] = "1"
+    envs: InProcessEnvs | None = None
     shared = {name: array[start:stop] for name, array in _views(memory).items()}
     with threadpool_limits(limits=1):
         try:
@@ -215,11 +218,14 @@ def _work(pipe: Connection, spec: EnvSpec, start: int, stop: int, memory: dict[s
                     shared["rows"][:] = envs.reset(shared["seeds"].tolist())
                 pipe.send_bytes(b"")
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            return  # the parent hung up, and ends the process
+            pass  # the parent hung up
         except UserError as error:
             _report(pipe, str(error))
         except Exception as error:  # sent as a text, as an exception of another author's need not survive the way
             _report(pipe, f"environments {start} to {stop - 1}: {type(error).__name__}: {error}")
+        finally:
+            if envs is not None:
+                envs.close()
 
 
 def _report(pipe: Connection, fault: str) -> None:
