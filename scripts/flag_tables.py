@@ -45,7 +45,7 @@ def rows(settings: Any) -> list[str]:
         flag = field.name.replace("_", "-")
         if isinstance(value, bool):
             shown, flag = "on" if value else "off", f"--no-{flag}" if value else f"--{flag}"
-            flag, shown = (f"`{flag}`", shown)
+            flag = f"`{flag}`"
         else:
             shown = "none" if value is None else f"`{' '.join(map(str, value)) if isinstance(value, tuple) else value}`"
             flag = f"`--{flag}`"

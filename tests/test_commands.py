@@ -17,7 +17,7 @@ from il_based_rl import __main__ as front_door
 from il_based_rl import __version__, collect, evaluate, pipeline, train, train_ppo
 from il_based_rl.agent import BCAgent
 from il_based_rl.collect import collect_demos
-from il_based_rl.config import BCConfig
+from il_based_rl.config import BCConfig, TrainPPOConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.envs import make_env
 from il_based_rl.evaluate import evaluate_policy
@@ -123,6 +123,7 @@ def test_every_promised_flag_sets_its_setting_and_nothing_else(command, flag, mo
 def test_resume_is_off_bare_or_with_a_path(monkeypatch):
     seen = []
     monkeypatch.setattr(train_ppo, "_resumed_checkpoint", lambda resume, save_path: seen.append(resume) or (Path("x"), {}))
+    monkeypatch.setattr(train_ppo, "_stored_settings", lambda checkpoint: TrainPPOConfig())
     assert settings_of("train_ppo", [], monkeypatch)["resume"] is None
     for argv, resume in (
         (["--resume"], "latest"),

@@ -159,14 +159,24 @@ def test_asking_whether_a_place_can_be_written_leaves_nothing_and_changes_nothin
     assert (tmp_path / "old.pt").read_text() == "old"
 
 
-def test_a_file_moved_aside_replaces_the_older_one_there(tmp_path):
+def test_a_file_moved_aside_pushes_the_older_ones_on(tmp_path):
     path = tmp_path / "x.pt"
     assert move_aside(path) is None
-    for text in ("first", "second"):
+    for text in ("first", "second", "third"):
         path.write_text(text)
         assert move_aside(path) == tmp_path / "x.pt.bak"
-    assert names_in(tmp_path) == ["x.pt.bak"]
-    assert (tmp_path / "x.pt.bak").read_text() == "second"
+    names = ["x.pt.bak", "x.pt.bak2", "x.pt.bak3"]
+    assert sorted(names_in(tmp_path)) == names
+    assert [(tmp_path / name).read_text() for name in names] == ["third", "second", "first"]
+
+
+def test_nothing_but_a_file_is_ever_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    for refused in (require_writable, move_aside, lambda path: write_checkpoint(path, {})):
+        with pytest.raises(FileWriteError, match="not a regular file"):
+            refused(tmp_path / "pipe.pt")
+    assert names_in(tmp_path) == ["pipe.pt"]
+    assert stat.S_ISFIFO((tmp_path / "pipe.pt").stat().st_mode)
 
 
 def test_a_copy_is_the_same_and_a_failed_one_leaves_the_old(tmp_path, monkeypatch):

@@ -37,9 +37,10 @@ def test_raw_actions_from_minus_one_to_one_span_a_bounded_box():
     assert head.to_env(raw).tolist() == [[-2.0], [2.0], [4.0], [6.0], [6.0], [-2.0]]
 
 
-def test_an_open_side_leaves_the_action_unscaled_and_still_clips_the_other():
+def test_one_open_side_leaves_the_action_unscaled_around_one_inside_the_other():
+    # Bounds 0 and inf: centre 1. Bounds -inf and 1: centre 0.
     head = action_head(spaces.Box(np.array([0.0, -np.inf]), np.array([np.inf, 1.0]), dtype=np.float64))
-    assert head.to_env(np.array([[-5.0, -5.0], [7.0, 7.0]], np.float32)).tolist() == [[0.0, -5.0], [7.0, 1.0]]
+    assert head.to_env(np.array([[-5.0, -5.0], [7.0, 7.0]], np.float32)).tolist() == [[0.0, -5.0], [8.0, 1.0]]
 
 
 def test_bounds_that_only_mean_anything_give_no_scale():
@@ -143,7 +144,8 @@ def test_an_action_survives_the_way_to_raw_and_back(space, seed):
     assert back.dtype == actions.dtype
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         # A raw action is a float32 in units of half the range, so what is lost is a few of its last digits.
-        spans = np.where(np.isfinite(space.low) & np.isfinite(space.high), np.maximum(abs(space.low), abs(space.high)), 0.0)
+        ends = [np.where(np.isfinite(end), abs(end), 0.0) + 1.0 for end in (space.low, space.high)]
+        spans = np.where(np.isfinite(space.low) | np.isfinite(space.high), np.maximum(*ends), 0.0)
         digits = np.finfo(np.float16 if space.dtype == np.float16 else np.float32).eps
         assert (abs(back - actions) <= 4 * digits * (abs(actions) + spans)).all()
     else:

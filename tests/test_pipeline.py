@@ -1,6 +1,8 @@
 """All stages in one go, from Python and from the command line."""
 
+import contextlib
 import inspect
+import io
 import re
 from pathlib import Path
 
@@ -34,10 +36,10 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        printed = []
-        patch.setattr("builtins.print", lambda *texts, **_: printed.append(" ".join(map(str, texts))))
-        contestants = run_pipeline("Pendulum-v1", ppo_timesteps=2048, num_demo_episodes=2, bc_epochs=2, seed=4)
-    return contestants, "\n".join(printed).splitlines(), folder
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            contestants = run_pipeline("Pendulum-v1", ppo_timesteps=2048, num_demo_episodes=2, bc_epochs=2, seed=4)
+    return contestants, printed.getvalue().splitlines(), folder
 
 
 def test_the_promised_defaults_are_in_the_signature_and_in_the_command():

@@ -9,7 +9,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import il_based_rl.rollout
 from il_based_rl.buffer import RolloutBuffer
 from il_based_rl.envs import InProcessEnvs, as_envs
-from il_based_rl.errors import EnvironmentFaultError
 from il_based_rl.heads import action_head
 from il_based_rl.rollout import MAX_PLAYERS, EpisodePlayers, Rollouts
 
@@ -166,10 +165,11 @@ def test_players_can_play_again_and_give_the_same():
     assert first[0] != first[1]
 
 
-def test_an_episode_without_end_is_refused(monkeypatch):
+def test_an_episode_without_end_is_cut_and_that_is_said(monkeypatch, capsys):
     monkeypatch.setattr(il_based_rl.rollout, "MAX_EPISODE_STEPS", 30)
-    with pytest.raises(EnvironmentFaultError, match=r"environment 0 \(seed 8\).*30 steps; .*max_episode_steps"):
-        play("toy/Endless-v0", [8], 1)
+    (episode,) = play("toy/Endless-v0", [8], 1)
+    assert (len(episode.rewards), episode.terminated, episode.truncated) == (30, False, True)
+    assert "start seed 8" in capsys.readouterr().err
 
 
 def test_an_episode_that_ends_at_the_limit_is_fine(monkeypatch):

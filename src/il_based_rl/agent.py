@@ -13,7 +13,7 @@ import torch
 from il_based_rl.cloning_updates import FusedCloning, ReferenceCloning
 from il_based_rl.config import BCConfig
 from il_based_rl.dataset import DemoDataset
-from il_based_rl.errors import FileFormatError, SpaceMismatchError, TrainingDivergedError
+from il_based_rl.errors import ConfigError, FileFormatError, SpaceMismatchError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
 from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
 from il_based_rl.policy import MLPPolicy, arguments_from, load_parameters, require_hidden_dims
@@ -100,12 +100,13 @@ class BCAgent:
         (rollouts do). The learning rate falls linearly to 0.
 
         Raises:
+            ConfigError: The student has had all its epochs.
             SpaceMismatchError: The demonstrations do not fit the policy's spaces.
             TrainingDivergedError: The parameters are no longer finite.
         """
         config, policy, rule = self.config, self.policy, self._update_rule()
         if self.epochs >= config.epochs:
-            return
+            raise ConfigError(f"this student has had its {self.epochs} epochs; make a new agent, or give it a config with more")
         training, held_out = self._split(dataset)
         features, raw_actions = self._examples(training)
         policy.normalizer.fit(features)

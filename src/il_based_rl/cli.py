@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -58,18 +60,33 @@ def run(command: Callable[[], object]) -> None:
     """
     try:
         command()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
+    except MemoryError as error:
+        print(f"error: out of memory: {_one_line(error)}; choose smaller networks, rollouts or data", file=sys.stderr)
+        raise SystemExit(1) from error
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        _mute()
 
 
 def say(text: str) -> None:
     """Print a result on standard output at once, clear of any progress bar."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    try:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    except OSError:  # whoever read it has gone, or its disk is full; the work goes on
+        _mute()
+
+
+def _mute() -> None:
+    """Send standard output nowhere from now on, so that nothing fails by writing to it."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def notice(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
@@ -139,11 +140,11 @@ def collect(config: CollectConfig) -> DemoDataset:
     """Load an expert, collect its demonstrations, write them and print what they are."""
     from il_based_rl.checkpoint import load_agent
     from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.files import require_writable
+    from il_based_rl.files import move_aside, require_writable
 
     require_writable(config.save_path)
     agent = load_agent(config.checkpoint)
-    print(f"Collecting {config.num_episodes} episodes of {config.checkpoint} on {config.env_id}...", flush=True)
+    cli.say(f"Collecting {config.num_episodes} episodes of {config.checkpoint} on {config.env_id}...")
     with fitting_threads(agent.hidden_dims):
         dataset = collect_demos(
             config.env_id,
@@ -154,13 +155,15 @@ def collect(config: CollectConfig) -> DemoDataset:
             min_return=config.min_return,
             max_attempts=config.max_attempts,
         )
+    if (backup := move_aside(Path(config.save_path))) is not None:
+        cli.notice(f"{config.save_path} is replaced; the old file is kept as {backup}")
     dataset.save(config.save_path)
     numbers = dataset.summary()
-    print(
+    cli.say(
         f"{numbers['episodes']} episodes, {numbers['transitions']} transitions, return mean {numbers['return_mean']:.2f} "
         f"(min {numbers['return_min']:.2f}, max {numbers['return_max']:.2f})"
     )
-    print(f"Demonstrations saved to {config.save_path}", flush=True)
+    cli.say(f"Demonstrations saved to {config.save_path}")
     return dataset
 
 

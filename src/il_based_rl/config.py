@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from il_based_rl.errors import ConfigError
+
+MAX_WIDTH = 65_536
+"""Widest hidden layer; a typing error beyond it would ask for more memory than there is."""
+MAX_ROLLOUT = 2**27
+"""Most steps of one rollout, for the same reason."""
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -21,12 +27,17 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
 def _require_positive(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        _require(value > 0 and math.isfinite(value), name, value, "above 0")
+        _require(value > 0 and math.isfinite(value), name, value, "above 0 and finite")
 
 
 def _require_widths(hidden_dims: tuple[int, ...] | None) -> None:
     for width in hidden_dims or ():
-        _require(width > 0, "hidden_dims", " ".join(map(str, hidden_dims or ())), "whole numbers above 0")
+        expected = f"whole numbers above 0 and at most {MAX_WIDTH}"
+        _require(0 < width <= MAX_WIDTH, "hidden_dims", " ".join(map(str, hidden_dims or ())), expected)
+
+
+def _require_file(name: str, path: str) -> None:
+    _require(Path(path).name != "", name, repr(path), "the path of a file")
 
 
 def _require_seed(seed: int | None) -> None:
@@ -70,7 +81,7 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     """Largest norm of a minibatch's gradient; longer ones are scaled down to it."""
     lr_schedule: Literal["constant", "linear"] = "constant"
-    """Whether the learning rate stays, or falls linearly to 0 at the last step."""
+    """Whether the learning rate stays, or falls linearly towards 0, update by update."""
     target_kl: float | None = None
     """Stop an update's epochs once a minibatch's approximate KL divergence (nats) passes 1.5 times this."""
     normalize_obs: bool = True
@@ -127,7 +138,13 @@ class TrainPPOConfig:
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes")
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
+        _require_file("save_path", self.save_path)
         rollout = self.ppo.n_steps * self.num_envs
+        if rollout > MAX_ROLLOUT:
+            raise ConfigError(
+                f"a rollout of {rollout} steps (--n-steps {self.ppo.n_steps} times --num-envs {self.num_envs}) "
+                f"does not fit into memory; at most {MAX_ROLLOUT} do"
+            )
         if self.ppo.batch_size > rollout:
             raise ConfigError(
                 f"--batch-size {self.ppo.batch_size} is larger than a rollout of {rollout} steps "
@@ -159,6 +176,9 @@ class CollectConfig:
     def __post_init__(self) -> None:
         check_collection(self.num_episodes, self.min_return, self.max_attempts)
         _require_seed(self.seed)
+        _require_file("save_path", self.save_path)
+        if Path(self.save_path).resolve() == Path(self.checkpoint).resolve():
+            raise ConfigError(f"--save-path {self.save_path} is the checkpoint that is read; choose another")
 
 
 def check_collection(num_episodes: int, min_return: float | None, max_attempts: int | None) -> None:
@@ -178,7 +198,7 @@ class BCConfig:
     batch_size: int = 64
     """Minibatch size."""
     lr: float = 1e-3
-    """Learning rate of Adam at the start; it falls linearly to 0 at the last epoch."""
+    """Learning rate of Adam at the start; it falls linearly towards 0, epoch by epoch."""
     validation_fraction: float = 0.1
     """Share of the episodes held out to report the validation loss; a data set of one episode is trained on whole."""
     fast_path: bool = True
@@ -210,6 +230,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
+        _require_file("save_path", self.save_path)
+        if Path(self.save_path).resolve() == Path(self.demo_path).resolve():
+            raise ConfigError(f"--save-path {self.save_path} is the file of demonstrations that is read; choose another")
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class DemoDataset:
             raise FileFormatError(f"{path} lacks {', '.join(missing)}; collect it again")
         for name in _ARRAYS:
             kind = arrays[name].dtype.kind
-            if kind not in ("b" if name in ("terminated", "truncated") else "iuf" if name != "actions" else "iufb"):
+            if kind not in ("b" if name in ("terminated", "truncated") else "biuf"):
                 raise FileFormatError(f"{path} holds {name} of type {arrays[name].dtype}; expected numbers")
         try:
             return cls(**{name: arrays[name] for name in _ARRAYS}, metadata=metadata)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
 from il_based_rl.config import EvaluateConfig
+from il_based_rl.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +69,7 @@ def evaluate_policy(
         deterministic: Whether to take the most likely action.
 
     Raises:
-        ValueError: No episode was asked for.
+        ConfigError: No episode was asked for, or the seed is negative.
         SpaceMismatchError: The agent was made for other spaces.
         EnvironmentFaultError: The environment failed; the message says where.
         See `envs.make_env`.
@@ -81,9 +82,9 @@ def evaluate_policy(
     from il_based_rl.seeding import start_seeds as seeds_for
 
     if start_seeds is None:
-        start_seeds = list(seeds_for(seed, "evaluation", num_episodes))
+        start_seeds = list(seeds_for(seed, "evaluation", max(num_episodes, 0)))
     if not start_seeds:
-        raise ValueError("evaluation needs at least one episode")
+        raise ConfigError(f"evaluation needs at least one episode, got num_episodes {num_episodes}")
     with EpisodePlayers(env_id, len(start_seeds)) as players:
         return play_evaluation(agent, players, start_seeds, seed=seed, deterministic=deterministic)
 
@@ -128,10 +129,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     with fitting_threads(agent.hidden_dims):
         result = evaluate_policy(agent, config.env_id, config.num_episodes, config.seed, deterministic=config.deterministic)
     low, high = result.interval
-    print(f"Evaluated {config.checkpoint} on {config.env_id}: {len(result.returns)} episodes, start seed {config.seed}")
-    print(f"mean return {result.mean:.2f}  95% interval [{low:.2f}, {high:.2f}]  standard deviation {result.std:.2f}")
+    interval = "" if len(result.returns) == 1 else f"  95% interval [{low:.2f}, {high:.2f}]"
+    cli.say(f"Evaluated {config.checkpoint} on {config.env_id}: {len(result.returns)} episodes, start seed {config.seed}")
+    cli.say(f"mean return {result.mean:.2f}{interval}  standard deviation {result.std:.2f}")
     lengths = result.lengths
-    print(f"episode length mean {lengths.mean():.1f}  min {lengths.min()}  max {lengths.max()}", flush=True)
+    cli.say(f"episode length mean {lengths.mean():.1f}  min {lengths.min()}  max {lengths.max()}")
     return result
 
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import importlib.metadata
 import io
+import itertools
 import json
 import math
 import os
@@ -41,8 +42,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as handle:
             yield handle
@@ -70,13 +70,20 @@ def require_writable(path: str | Path) -> None:
     """Raise FileWriteError now rather than after hours of work, if a file could not be written at `path`."""
     path = Path(path)
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name):
             pass
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _require_replaceable(path: Path) -> None:
+    """Raise OSError if the path is there and is anything but a file: a folder, a pipe or a device is never replaced."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def _unwritable(path: str | Path, error: OSError) -> FileWriteError:
@@ -111,7 +118,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader of a foreign file may fail in any way
-        raise FileFormatError(f"{path} is not a checkpoint of this package: {_first_line(error)}") from error
+        raise FileFormatError(
+            f"{path} is not a checkpoint of this package: it is of another kind, or holds more than tensors and plain values"
+        ) from error
     if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
         raise FileFormatError(f"{path} is not a checkpoint of this package; train-ppo and train write them")
     _require_version(path, payload.get("format_version"))
@@ -142,7 +151,7 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
             arrays = {name: archive[name] for name in archive.files}
         envelope = json.loads(str(arrays.pop(_METADATA)))
     except Exception as error:  # as above
-        raise FileFormatError(f"{path} holds no demonstrations of this package: {_first_line(error)}") from error
+        raise FileFormatError(f"{path} holds no demonstrations of this package; collect writes them") from error
     if not isinstance(envelope, dict) or envelope.get("format") != ARRAYS_FORMAT:
         raise FileFormatError(f"{path} holds no demonstrations of this package; collect writes them")
     _require_version(path, envelope.get("format_version"))
@@ -184,7 +193,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def move_aside(path: Path) -> Path | None:
-    """Rename a file to its name with `.bak` behind it, in place of an older one.
+    """Rename a file to its name with `.bak` behind it; an older one becomes `.bak2`, and so on.
 
     Returns:
         The new path, or None where there was nothing to move.
@@ -196,6 +205,12 @@ def move_aside(path: Path) -> Path | None:
         return None
     backup = path.with_name(path.name + ".bak")
     try:
+        _require_replaceable(path)
+        older = [backup]
+        while older[-1].exists():
+            older.append(path.with_name(f"{path.name}.bak{len(older) + 1}"))
+        for newer, place in reversed(list(itertools.pairwise(older))):
+            os.replace(newer, place)
         os.replace(path, backup)
     except OSError as error:
         raise FileWriteError(f"cannot move {path} to {backup}: {error.strerror or error}") from error
@@ -204,7 +219,7 @@ def move_aside(path: Path) -> Path | None:
 
 def copy_file(source: str | Path, target: str | Path) -> None:
     """Copy a file as safely as it is written."""
-    with open(source, "rb") as reader, atomic_file(target) as writer:
+    with atomic_file(target) as writer, open(source, "rb") as reader:
         shutil.copyfileobj(reader, writer)
 
 
@@ -226,24 +241,31 @@ class RowFile:
             raise _unwritable(path, error) from error
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; NaN and infinity, which JSON lacks, become null."""
+        """Add one row; NaN and infinity, which JSON lacks, become null.
+
+        Raises:
+            FileWriteError: The row could not be written.
+        """
         finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
-        self._handle.write(json.dumps(finite) + "\n")
-        self._handle.flush()
+        try:
+            self._handle.write(json.dumps(finite) + "\n")
+            self._handle.flush()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._handle.close()
+        """Close the file; what could not be written was reported by `append`."""
+        with contextlib.suppress(OSError):
+            self._handle.close()
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Read a `.jsonl` file; a last line that was cut off in the middle is left out."""
+    """Read a `.jsonl` file; lines that hold no object, such as a last one that was cut off, are left out."""
     rows: list[dict[str, Any]] = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            if isinstance(row := json.loads(line), dict):
+                rows.append(row)
     return rows
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
@@ -100,7 +101,7 @@ class _ForeignActor:
         """Give an action its space's shape and number type; one outside finite bounds is moved to them."""
         space = self._space
         try:
-            action = np.asarray(answer)
+            action = np.asarray(answer.detach().cpu() if isinstance(answer, torch.Tensor) else answer)
             if action.size != np.prod(space.shape or (1,), dtype=int) or not np.isfinite(action).all():
                 raise ValueError("expected finite numbers")
             action = action.reshape(space.shape or ())

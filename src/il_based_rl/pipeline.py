@@ -81,7 +81,7 @@ def pipeline(config: PipelineConfig) -> list[Contestant]:
     )
     contestants = _compare(config, expert_path, student_path)
     for line in _table(config, contestants, demo_path):
-        print(line, flush=True)
+        cli.say(line)
     return contestants
 
 

@@ -218,10 +218,11 @@ class PPOAgent:
         self.optimizer.lr = self.config.lr * (max(remaining, 0.0) if self.config.lr_schedule == "linear" else 1.0)
 
     def _require_finite(self) -> None:
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.policy.parameters()):
+        learned = [*self.policy.state_dict().values(), *self.reward_scaler.state_dict().values()]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in learned):
             raise TrainingDivergedError(
-                f"training diverged after {self.env_steps} steps: the policy's parameters are no longer finite; "
-                f"lower --lr (now {self.config.lr})"
+                f"training diverged after {self.env_steps} steps: parameters or statistics are no longer finite; "
+                f"lower --lr (now {self.config.lr}), or look at the size of the environment's rewards and observations"
             )
 
     @property

@@ -25,8 +25,6 @@ APPROX_KL = MEASURES.index("approx_kl")
 class ReferenceUpdate:
     """Plain PyTorch: autograd, on any device."""
 
-    name = "reference path"
-
     def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, device: torch.device) -> None:
         self._policy, self._flat, self._device = policy, flat, device
 
@@ -48,8 +46,6 @@ class ReferenceUpdate:
 
 class FusedUpdate:
     """The same in closed form, for float32 perceptrons on a CPU."""
-
-    name = "fast path"
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self._head = policy.actor.head

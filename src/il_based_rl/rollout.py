@@ -9,8 +9,8 @@ from types import TracebackType
 import numpy as np
 
 from il_based_rl.buffer import RolloutBuffer
+from il_based_rl.cli import notice
 from il_based_rl.envs import Envs, Player, make_players
-from il_based_rl.errors import EnvironmentFaultError
 from il_based_rl.heads import ActionHead
 from il_based_rl.networks import NumpyFunction
 from il_based_rl.spaces import ObservationCodec
@@ -20,8 +20,8 @@ Actor = Callable[[Sequence[Player]], np.ndarray]
 
 MAX_PLAYERS = 16
 """Episodes played side by side: enough to share the policy's cost, few enough to make and to hold."""
-MAX_EPISODE_STEPS = 100_000
-"""An episode that has not ended by then is taken for endless."""
+MAX_EPISODE_STEPS = 50_000
+"""An episode that has not ended by then is taken for endless, and cut; no common environment's time limit is longer."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class EpisodePlayers:
         Which episodes are played does not depend on how long they take, so that short ones are not preferred.
 
         Raises:
-            EnvironmentFaultError: The environment failed, or an episode does not end.
+            EnvironmentFaultError: The environment failed.
         """
         waiting = enumerate(start_seeds)
         playing = [p for player in self._players for p in [_begin(player, waiting)] if p is not None]
@@ -185,12 +185,10 @@ class _Running:
         reward, terminated, truncated = player.step(action)
         self._rewards.append(reward)
         if not (terminated or truncated):
-            if player.steps >= MAX_EPISODE_STEPS:
-                raise EnvironmentFaultError(
-                    f"an episode of environment {player.index} (seed {self._seed}) has not ended after {player.steps} steps; "
-                    "register the environment with max_episode_steps"
-                )
-            return None
+            if player.steps < MAX_EPISODE_STEPS:
+                return None
+            truncated = True
+            notice(f"an episode (start seed {self._seed}) is cut after {player.steps} steps; the environment has no time limit")
         return Episode(
             index=self._index,
             seed=self._seed,

@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from il_based_rl.errors import ConfigError
+
 Purpose = Literal[
     "initial weights",
     "training environments",
@@ -20,6 +22,7 @@ Purpose = Literal[
     "collection",
     "evaluation",
     "validation split",
+    "evaluation in training",
 ]
 _PURPOSES: tuple[str, ...] = get_args(Purpose)
 _SEED_BITS = 27  # with the purpose's number above them a start seed stays below 2**31, which every environment accepts
@@ -31,7 +34,9 @@ def fresh_seed() -> int:
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
-    """Return the random generator of one purpose; `key` tells apart its uses (a resume, an episode)."""
+    """Return the random generator of one purpose; `key` tells apart its uses. ConfigError for a negative seed."""
+    if seed < 0:
+        raise ConfigError(f"a seed must be 0 or more, got {seed}")
     spawn_key = (_PURPOSES.index(purpose), *key)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=spawn_key)))
 

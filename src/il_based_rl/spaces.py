@@ -6,6 +6,7 @@ Dict or Tuple space the flattened vector. *Features* are what a network reads: f
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -166,6 +167,8 @@ def space_from_plain(plain: Any) -> gym.Space[Any]:
     """
     try:
         kind = plain["kind"]
+        if _numbers_in(plain) > _MOST_NUMBERS:
+            raise ValueError(f"more than {_MOST_NUMBERS} numbers")
         if kind == "Box":
             shape, dtype = tuple(plain["shape"]), np.dtype(plain["dtype"])
             low, high = (_bound_from_plain(plain[end], shape, dtype) for end in ("low", "high"))
@@ -182,9 +185,20 @@ def space_from_plain(plain: Any) -> gym.Space[Any]:
             return spaces.Dict([(key, space_from_plain(part)) for key, part in plain["spaces"]])
         if kind == "Tuple":
             return spaces.Tuple([space_from_plain(part) for part in plain["spaces"]])
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AssertionError) as error:
         raise FileFormatError(f"the description of a space is damaged: {error}") from error
     raise FileFormatError(f"the description of a space names the unknown kind {kind!r}")
+
+
+_MOST_NUMBERS = 2**26
+"""A space of more numbers than this is taken for damage, before memory is asked for."""
+
+
+def _numbers_in(plain: Any) -> int:
+    sizes = {"Box": plain.get("shape"), "MultiBinary": plain.get("n")}
+    if plain["kind"] in sizes:
+        return math.prod(np.ravel(sizes[plain["kind"]]).tolist())
+    return sum(np.ravel(plain.get("n", plain.get("nvec", 0))).tolist())
 
 
 def _bound_to_plain(bound: np.ndarray) -> Any:

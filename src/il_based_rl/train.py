@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> BCAgent:
     agent = BCAgent.for_dataset(dataset, config.bc, hidden_dims=config.hidden_dims, seed=config.seed, device=config.device)
     agent.require_fits(dataset)
     files.require_writable()
-    print(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...", flush=True)
+    cli.say(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...")
     fast_path = cli.notice_path(agent.reason_against_fast_path)
     sink = open_sink(config.tracking, asdict(config), f"{dataset.metadata.get('env_id')}_{config.bc.epochs}")
     bar = tqdm(total=config.bc.epochs, unit="epoch", leave=False, disable=None)
@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> BCAgent:
             if progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or progress.epoch == config.bc.epochs:
                 cli.say(_line(progress.epoch, progress.metrics))
         run.save(agent)
-    print(f"Student saved to {config.save_path}", flush=True)
+    cli.say(f"Student saved to {config.save_path}")
     return agent
 
 

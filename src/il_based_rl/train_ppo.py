@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume = cli.given("--resume", argv)
         if resume is not None and not cli.asks_for_help(argv):
             checkpoint = _resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
-            defaults = _stored_settings(checkpoint) or defaults  # what the command line leaves out is as in that run
+            defaults = _stored_settings(checkpoint)  # what the command line leaves out is as in that run
         config = cli.parse(defaults, argv, prog="il-rl train-ppo", description="Train an expert with PPO.")
         train_ppo(config, checkpoint)
 
@@ -58,6 +58,7 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
     from il_based_rl.evaluate import play_evaluation
     from il_based_rl.experiment.hardware import fitting_threads, require_device
     from il_based_rl.experiment.run import Run, RunFiles
+    from il_based_rl.experiment.signals import deferred_interrupt
     from il_based_rl.experiment.wandb_sink import open_sink, require_wandb
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.seeding import start_seeds
@@ -75,15 +76,18 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
     ):
         agent, config = _begin(config, envs, checkpoint)
         files.require_writable()
-        print(f"Training PPO on {config.env_id} for {config.total_timesteps} timesteps...", flush=True)
+        cli.say(f"Training PPO on {config.env_id} for {config.total_timesteps} timesteps...")
         if agent.env_steps >= config.total_timesteps:
-            cli.notice(f"the run is finished: {agent.env_steps} of {config.total_timesteps} steps; nothing is left to do")
+            cli.notice(
+                f"the run is finished: it has {agent.env_steps} steps, and --total-timesteps is {config.total_timesteps}"
+            )
             return agent
         fast_path = cli.notice_path(agent.reason_against_fast_path)
-        evaluation_seeds = list(start_seeds(agent.seed, "evaluation", config.eval_episodes))
+        evaluation_seeds = list(start_seeds(agent.seed, "evaluation in training", config.eval_episodes))
         sink = open_sink(config.tracking, asdict(config), f"{config.env_id}_{config.total_timesteps}")
         bar = tqdm(total=config.total_timesteps, initial=agent.env_steps, unit="step", leave=False, disable=None)
-        with bar, Run(files, asdict(config), resumed_from=checkpoint, step=agent.env_steps, sink=sink) as run:
+        run = Run(files, asdict(config), resumed_from=checkpoint, step=agent.env_steps, sink=sink)
+        with bar, run, deferred_interrupt() as interrupted:
             run.save(agent)
             for progress in agent.learn(envs, config.total_timesteps):
                 metrics = progress.metrics | _episode_means(progress.episodes) | {"fast_path": fast_path}
@@ -93,13 +97,19 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
                     cli.say(_line(progress.env_steps, metrics))
                 run.log(metrics, progress.env_steps)
                 bar.update(progress.env_steps - bar.n)
+                if interrupted():
+                    break
             run.save(agent)
-        print(f"Checkpoint saved to {config.save_path}", flush=True)
+        if interrupted():
+            cli.notice(f"saved at step {agent.env_steps}; go on with --resume")
+            raise KeyboardInterrupt
+        cli.say(f"Checkpoint saved to {config.save_path}")
     return agent
 
 
 def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) -> tuple[PPOAgent, TrainPPOConfig]:
     """Return a fresh agent or the resumed one, and the settings made complete."""
+    from il_based_rl.policy import require_spaces
     from il_based_rl.ppo_agent import PPOAgent
     from il_based_rl.seeding import fresh_seed
 
@@ -116,16 +126,18 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
         return agent, config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
-    if stored is not None:
-        config = replace(config, seed=stored.seed if config.seed is None else config.seed)
-        for name in _FIXED_AT_RESUME:
-            if getattr(stored, name) != getattr(config, name):
-                raise ResumeError(
-                    f"{path} was trained with {name} {getattr(stored, name)}, not {getattr(config, name)}; "
-                    "leave the flag out, or start afresh without --resume"
-                )
+    config = replace(config, seed=stored.seed if config.seed is None else config.seed)
+    fixed = _FIXED_AT_RESUME if payload["run"] else ("hidden_dims", "seed")  # an agent saved by itself knows no more
+    pairs = [(name, getattr(stored, name), getattr(config, name)) for name in fixed]
+    pairs += [(name, getattr(stored.ppo, name), getattr(config.ppo, name)) for name in ("normalize_obs", "normalize_reward")]
+    for name, before, now in pairs:
+        if before != now:
+            raise ResumeError(
+                f"{path} was trained with {name} {before}, not {now}; leave the flag out, or start afresh without --resume"
+            )
     agent = PPOAgent.from_payload(payload, path, config.hidden_dims, device=config.device)
     agent.config = config.ppo
+    require_spaces(agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
     cli.notice(f"resuming {path} at step {agent.env_steps}")
     return agent, config
 
@@ -137,17 +149,20 @@ def _resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
     return RunFiles(save_path).latest_checkpoint() if resume == cli.LATEST else (Path(resume), read_checkpoint(resume))
 
 
-def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig | None:
-    """Return the settings of the run that wrote a checkpoint, or None where no run did."""
+def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
+    """Return the settings of the run that wrote a checkpoint; of an agent that was saved by itself, its own."""
     path, payload = checkpoint
-    settings = (payload.get("run") or {}).get("settings")
-    if settings is None:
-        return None
+    if payload.get("kind") != "ppo":
+        raise ResumeError(f"{path} holds a {payload.get('kind')} agent, not an expert that train-ppo can go on with")
     try:
+        settings = payload["run"].get("settings")
+        if settings is None:
+            own = {"hidden_dims": tuple(payload["architecture"]["hidden_dims"]), "seed": payload["training"]["seed"]}
+            return TrainPPOConfig(ppo=PPOConfig(**payload["training"]["config"]), **own)
         parts = {"ppo": PPOConfig(**settings["ppo"]), "tracking": WandbConfig(**settings["tracking"])}
         return TrainPPOConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path} holds no settings of train-ppo: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"{path} holds no settings that train-ppo can go on with: {error}") from error
 
 
 def _episode_means(episodes: Sequence[FinishedEpisode]) -> dict[str, float]:

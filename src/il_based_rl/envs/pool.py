@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -53,9 +54,11 @@ class EnvPoolEnvs:
         """See `Envs`; envpool takes seeds only when it makes environments, so they are made here."""
         self.close()
         threads = min(self.num_envs, os.cpu_count() or 1)
-        pool = self._envpool.make(
-            self._env_id, env_type="gymnasium", num_envs=self.num_envs, seed=list(seeds), num_threads=threads
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # envpool makes its spaces in a way that Gymnasium frowns upon
+            pool = self._envpool.make(
+                self._env_id, env_type="gymnasium", num_envs=self.num_envs, seed=list(seeds), num_threads=threads
+            )
         self._envs = VectorEnvs(pool, self.observation_space, self.action_space)
         return self._envs.reset(None)
 

@@ -36,7 +36,9 @@ def make_env(env_id: str | EnvSpec) -> gym.Env[Any, Any]:
         except gym.error.Error as error:
             raise UnknownEnvironmentError(f"unknown environment id {env_id!r}: {error}{_nearest(env_id)}") from error
         except Exception as error:  # another author's constructor may fail in any way
-            raise EnvironmentFaultError(f"environment {env_id} cannot be made: {_describe(error)}") from error
+            fault = EnvironmentFaultError(f"environment {env_id} cannot be made: {_describe(error)}")
+            fault.exit_code = 2  # nothing has begun yet
+            raise fault from error
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return env
@@ -97,7 +99,7 @@ class Player:
         self.steps += 1
         try:
             self.obs, reward, terminated, truncated, _ = self.env.step(action)
-            reward = float(reward)
+            reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
             self.row = self.codec.row(self.obs)
         except Exception as error:  # as above
             raise self._fault(_describe(error)) from error
@@ -107,8 +109,8 @@ class Player:
     def _require_finite(self, reward: float) -> None:
         if not math.isfinite(reward):
             raise self._fault(f"the reward is {reward}")
-        # A sum is finite unless a part is not, or it overflows; it takes half the time of looking at each number.
-        if not math.isfinite(np.add.reduce(self.row, axis=None)) and not np.isfinite(self.row).all():
+        # A small sum is taken to have finite parts; it takes half the time of looking at each as the float32 that is read.
+        if not abs(np.add.reduce(self.row, axis=None)) < 1e30 and not np.isfinite(self.row.astype(np.float32)).all():
             raise self._fault(f"the observation is not finite: {short(self.row)}")
 
     def _fault(self, what: str) -> EnvironmentFaultError:

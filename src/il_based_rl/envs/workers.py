@@ -217,7 +217,7 @@ def _work(pipe: Connection, spec: EnvSpec, start: int, stop: int, memory: dict[s
                 else:
                     shared["rows"][:] = envs.reset(shared["seeds"].tolist())
                 pipe.send_bytes(b"")
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except (EOFError, OSError):
             pass  # the parent hung up
         except UserError as error:
             _report(pipe, str(error))

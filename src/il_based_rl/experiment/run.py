@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from il_based_rl.cli import notice
-from il_based_rl.errors import FileFormatError, FileMissingError, ResumeError
+from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError, ResumeError
 from il_based_rl.experiment.wandb_sink import WandbSink
 from il_based_rl.files import (
     RowFile,
@@ -71,18 +71,22 @@ class RunFiles:
         return path.resolve() == self.save_path.resolve() or path.resolve().parent == self.folder.resolve()
 
     def rewind(self, step: int) -> None:
-        """Take back what was written after the step that a run is resumed from; a later best policy is kept as `.bak`."""
-        if self.best.exists() and self._best_step() > step:
-            move_aside(self.best)
-        if self.metrics.exists():
-            rewrite_rows(self.metrics, [row for row in read_rows(self.metrics) if row.get("step", 0) <= step])
-        for path in self.all_periodic():
-            if path > self.periodic(step):
-                remove_file(path)
+        """Take back what was written after the step that a run is resumed from; later policies are kept as `.bak`."""
+        later = [path for path in (self.save_path, self.best) if path.exists() and self._step_of(path) > step]
+        later += [path for path in self.all_periodic() if path > self.periodic(step)]
+        rows = read_rows(self.metrics) if self.metrics.exists() else []
+        kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= step]
+        if later and self.metrics.exists():
+            later.append(self.metrics)
+        moved = [move_aside(path) for path in later]
+        if rows:
+            rewrite_rows(self.metrics, kept)
+        if moved:
+            notice(f"the run goes back to step {step}; what it had after that is kept as {', '.join(map(str, moved))}")
 
-    def _best_step(self) -> float:
+    def _step_of(self, path: Path) -> float:
         try:
-            return float(read_checkpoint(self.best)["training"]["env_steps"])
+            return float(read_checkpoint(path)["training"]["env_steps"])
         except (FileFormatError, KeyError, TypeError):
             return math.inf
 
@@ -139,7 +143,8 @@ class Run:
             files.rewind(step)
         else:
             files.start_afresh()
-        self._rows = RowFile(files.metrics)
+        self._best = self._best if files.best.exists() else None
+        self._rows: RowFile | None = RowFile(files.metrics)
 
     @property
     def wall_seconds(self) -> float:
@@ -147,8 +152,13 @@ class Run:
         return time.monotonic() - self._started
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one row, and pass it on."""
-        self._rows.append({"step": step, "wall_seconds": round(self.wall_seconds, 3), **metrics})
+        """Write one row, and pass it on; rows that cannot be written never stop a run."""
+        if self._rows is not None:
+            try:
+                self._rows.append({"step": step, "wall_seconds": round(self.wall_seconds, 3), **metrics})
+            except FileWriteError as error:
+                notice(f"no more metrics are written: {error}")
+                self._rows = None
         if self._sink is not None:
             self._sink.log(metrics, step)
 
@@ -172,6 +182,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._rows.close()
+        if self._rows is not None:
+            self._rows.close()
         if self._sink is not None:
             self._sink.close()

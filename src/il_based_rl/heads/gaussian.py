@@ -18,7 +18,8 @@ class GaussianHead:
 
     The policy samples an unbounded raw action, and log-probabilities are of that one; the environment gets
     `clip(centre + half_range * raw, low, high)`. Where both bounds are finite, centre and half range are theirs, so that raw
-    actions in [-1, 1] span the space whatever its units; elsewhere they are 0 and 1. Whole-number spaces get it rounded.
+    actions in [-1, 1] span the space whatever its units. Elsewhere the half range is 1, and the centre is 1 inside a single
+    bound, or 0. Whole-number spaces get it rounded.
     """
 
     continuous = True
@@ -30,8 +31,9 @@ class GaussianHead:
         self._whole = not np.issubdtype(np.dtype(space.dtype), np.floating)
         number = np.dtype(np.float64) if self._whole else np.result_type(space.dtype, np.float32)
         low, high = (np.ravel(bound).astype(number) for bound in (space.low, space.high))
-        finite = (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED) & (high > low)
-        self._centre = np.zeros_like(low)
+        above, below = np.abs(low) < _UNBOUNDED, np.abs(high) < _UNBOUNDED
+        finite = above & below & (high > low)
+        self._centre = np.where(above & ~below, low + 1, np.where(below & ~above, high - 1, np.zeros_like(low)))
         self._half_range = np.ones_like(low)
         self._centre[finite] = 0.5 * (low[finite] + high[finite])
         self._half_range[finite] = 0.5 * (high[finite] - low[finite])
