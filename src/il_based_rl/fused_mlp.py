@@ -177,7 +177,7 @@ class StackedMLP:
             np.tanh(hidden, out=hidden) if self._tanh else np.maximum(hidden, 0.0, out=hidden)
             below = hidden
         for s, (weight, bias) in enumerate(self._last):
-            np.matmul(below[s] if self._depth else x, weight.T, out=space.outputs[s])
+            np.dot(below[s] if self._depth else x, weight.T, out=space.outputs[s])
             space.outputs[s] += bias
         return space.outputs
 
@@ -186,10 +186,10 @@ class StackedMLP:
         space = self._workspace(x)
         for s, grad in enumerate(output_grads):
             weight_grad, bias_grad = self._last_grads[s]
-            np.matmul(grad.T, space.hidden[-1][s] if self._depth else x, out=weight_grad)
-            np.matmul(space.ones, grad, out=bias_grad[None])
+            np.dot(grad.T, space.hidden[-1][s] if self._depth else x, out=weight_grad)
+            np.dot(space.ones, grad, out=bias_grad[None])
             if self._depth:
-                np.matmul(grad, self._last[s][0], out=space.hidden_grads[-1][s])
+                np.dot(grad, self._last[s][0], out=space.hidden_grads[-1][s])
         for k in range(self._depth - 1, -1, -1):
             hidden, grad, slope = space.hidden[k], space.hidden_grads[k], space.slopes[k]
             if self._tanh:

@@ -70,7 +70,9 @@ class FusedUpdate:
         if config.entropy_coef > 0.0 and entropy_by_outputs is not None:
             output_grads -= config.entropy_coef * entropy_by_outputs
         if self._log_std_grad is not None and log_std_grads is not None and entropy_by_log_std is not None:
-            np.subtract(log_std_grads, config.entropy_coef * entropy_by_log_std, out=self._log_std_grad)
+            self._log_std_grad[:] = log_std_grads
+            if config.entropy_coef > 0.0:
+                self._log_std_grad -= config.entropy_coef * entropy_by_log_std
         errors = values[:, 0] - minibatch.returns
         value_loss = float(np.dot(errors, errors)) / len(errors)
         errors *= 2.0 * config.value_coef / len(errors)

@@ -104,6 +104,8 @@ class ObservationCodec:
             ValueError: A whole number is not one of its space.
         """
         if not self._one_hot:
+            if rows.ndim == 2 and rows.dtype == np.float32:
+                return rows
             return rows.reshape(len(rows), self.size).astype(np.float32, copy=False)
         rows = self._readable(rows)
         one_hot = np.zeros((len(rows), self.size), np.float32)

@@ -38,6 +38,7 @@ class GaussianHead:
         self._centre[finite] = 0.5 * (low[finite] + high[finite])
         self._half_range[finite] = 0.5 * (high[finite] - low[finite])
         self._low, self._high = low, high
+        self._centred = not self._centre.any()  # the common case, which saves an addition a step
         self._whole_bounds = np.ravel(space.low), np.ravel(space.high)
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
@@ -53,7 +54,8 @@ class GaussianHead:
     def to_env(self, raw: np.ndarray) -> np.ndarray:
         """Scale, clip and shape raw actions, (B, A) to (B, *space.shape)."""
         actions: np.ndarray = raw * self._half_range
-        actions += self._centre
+        if not self._centred:
+            actions += self._centre
         if self._whole:
             actions = self._rounded(actions)
         else:
