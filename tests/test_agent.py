@@ -15,6 +15,7 @@ from il_based_rl.config import BCConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import (
     ArchitectureMismatchError,
+    ConfigError,
     FileFormatError,
     FileMissingError,
     FileWriteError,
@@ -473,3 +474,11 @@ def test_a_diverged_student_stops_learning():
     agent = BCAgent.for_dataset(linear_demos(200), BCConfig(epochs=5, lr=1e38), hidden_dims=(8,), seed=0)
     with pytest.raises(TrainingDivergedError, match=r"cloning diverged in epoch \d: .* lower --lr \(now 1e\+38\)"):
         list(agent.learn(linear_demos(200)))
+
+
+def test_a_student_that_has_had_its_epochs_is_left_as_it_is():
+    student, _ = cloned(linear_demos(), BCConfig(epochs=1))
+    before = state_of(student)
+    with pytest.raises(ConfigError, match="has had its 1 epochs"):
+        next(student.learn(linear_demos(seed=9)))
+    assert state_of(student) == before

@@ -307,3 +307,9 @@ def test_a_bare_pickle_is_never_executed(tmp_path):
     assert not fuse.exists()
     pickle.load(io.BytesIO(path.read_bytes())).close()  # it would have
     assert fuse.exists()
+
+
+def test_observations_of_bits_survive_a_file(tmp_path):
+    given = dataset(observations=np.eye(6, 3, dtype=bool), final_observations=np.zeros((3, 3), bool))
+    given.save(tmp_path / "bits.npz")
+    assert same(DemoDataset.load(tmp_path / "bits.npz"), given)

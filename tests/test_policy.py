@@ -15,7 +15,13 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from il_based_rl.errors import ArchitectureMismatchError, FileFormatError, SpaceMismatchError, UnsupportedSpaceError
+from il_based_rl.errors import (
+    ArchitectureMismatchError,
+    FileFormatError,
+    NotFiniteError,
+    SpaceMismatchError,
+    UnsupportedSpaceError,
+)
 from il_based_rl.policy import MLPPolicy, arguments_from, load_parameters, require_hidden_dims, require_spaces
 from tests.conftest import action_spaces, observation_spaces
 
@@ -357,3 +363,13 @@ def test_a_whole_number_outside_its_space_is_refused(obs):
 def test_other_kinds_of_spaces_are_refused(spaces_given):
     with pytest.raises(UnsupportedSpaceError, match="is not supported; expected Box, Discrete"):
         MLPPolicy(*spaces_given)
+
+
+@pytest.mark.parametrize("action_space", [spaces.Box(-1.0, 1.0, (1,)), spaces.Discrete(3)], ids=str)
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+def test_an_observation_that_is_not_finite_is_refused(fault, action_space):
+    policy = MLPPolicy(PLANE, action_space, (8,))
+    with pytest.raises(NotFiniteError, match="not finite"):
+        policy.predict(np.array([0.5, fault], np.float32))
+    with pytest.raises(NotFiniteError, match="not finite"):
+        policy.predict(np.array([[0.5, 0.5], [fault, 0.5]], np.float32))

@@ -857,3 +857,22 @@ def test_acting_and_learning_need_no_seed():
     )
     assert one.seed != other.seed
     assert not torch.equal(one.policy.critic.layers[0].weight, other.policy.critic.layers[0].weight)
+
+
+def test_rewards_too_large_for_statistics_stop_training_before_anything_is_saved():
+    envs = vector_of(lambda k: Huge(reward=1e200, length=3))
+    agent = agent_for(envs, PPOConfig(n_steps=64))
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(TrainingDivergedError, match=r"size of .* rewards"):
+        list(agent.learn(envs, 256))
+
+
+def test_a_kept_batch_is_not_overwritten_by_the_next_rollout(monkeypatch):
+    envs = vector_of(Labelled)
+    agent = agent_for(envs, replace(PLAIN, n_steps=8))
+    kept = []
+    monkeypatch.setattr(agent, "update", lambda batch: kept.append((batch, copy.deepcopy(batch))) or {})
+    list(agent.learn(envs, 3 * 16))
+    for batch, then in kept:
+        for name in ("normalized", "raw_actions", "log_probs", "advantages", "returns"):
+            assert np.array_equal(getattr(batch, name), getattr(then, name)), name
+    assert not np.array_equal(kept[0][0].normalized, kept[1][0].normalized)

@@ -18,9 +18,10 @@ import torch
 from toy_envs import STILL
 
 import il_based_rl.evaluate
-from il_based_rl import train, train_ppo
+from il_based_rl import collect, train, train_ppo
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, PPOConfig, TrainConfig, TrainPPOConfig
+from il_based_rl.envs import InProcessEnvs
 from il_based_rl.experiment.hardware import SMALL_WIDTH, fitting_threads, require_device
 from il_based_rl.experiment.run import Run, RunFiles
 from il_based_rl.files import read_checkpoint, read_rows
@@ -539,3 +540,69 @@ def test_an_interrupt_saves_what_was_learned_and_the_run_can_go_on(tmp_path):
     )
     assert PPOAgent.load(tmp_path / "c/a.pt").env_steps == steps + 2048
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_agent_that_was_saved_by_itself_goes_on_with_its_own_hyperparameters():
+    own = PPOConfig(lr=1e-5, gamma=0.5, n_steps=64, batch_size=32, n_epochs=1)
+    with InProcessEnvs("toy/Counter-v0") as envs:
+        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, own, hidden_dims=(8,), seed=5)
+        list(agent.learn(envs, 64))
+    agent.save("mine.pt")
+    train_ppo.main(
+        [
+            "--resume",
+            "mine.pt",
+            "--env-id",
+            "toy/Counter-v0",
+            "--save-path",
+            "c/a.pt",
+            "--total-timesteps",
+            "128",
+            "--eval-episodes",
+            "1",
+        ]
+    )
+    resumed = PPOAgent.load("c/a.pt")
+    assert (resumed.config, resumed.hidden_dims, resumed.seed, resumed.env_steps) == (own, (8,), 5, 128)
+
+
+def test_resuming_in_another_environment_is_refused_before_anything_is_written(capsys):
+    run_ppo(total=64)
+    before = {name: read(name) for name in tree()}
+    PPOAgent.load("c/a.pt").save("mine.pt")
+    line = refusal(capsys, train_ppo.main, ["--resume", "mine.pt", "--env-id", "CartPole-v1", "--save-path", "d/b.pt"])
+    assert "CartPole-v1" in line
+    assert {name: read(name) for name in tree() if name != "mine.pt"} == before
+
+
+def test_older_demonstrations_are_kept_when_new_ones_take_their_place(capsys):
+    run_ppo(total=64)
+    flags = "--env-id toy/Counter-v0 --checkpoint c/a.pt --num-episodes 2 --save-path d.npz"
+    collect.main(flags.split())
+    older = read("d.npz")
+    collect.main([*flags.split(), "--seed", "1"])
+    assert read("d.npz.bak") == older != read("d.npz")
+    assert "d.npz.bak" in capsys.readouterr().err
+
+
+def test_what_is_read_is_never_written_over(capsys):
+    run_ppo(total=64)
+    collect.main(["--env-id", "toy/Counter-v0", "--checkpoint", "c/a.pt", "--num-episodes", "2", "--save-path", "d.npz"])
+    before = {name: read(name) for name in tree()}
+    cases = [(collect, "--checkpoint c/a.pt --save-path c/../c/a.pt"), (train, "--demo-path d.npz --save-path ./d.npz")]
+    for command, flags in cases:
+        with pytest.raises(SystemExit) as leaving:
+            command.main(flags.split())
+        assert leaving.value.code == 2
+        assert "choose another" in " ".join(capsys.readouterr().err.split())
+    assert {name: read(name) for name in tree()} == before
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe\x00", b"5", b'{"step": null}', b"[1", b""])
+def test_a_line_of_the_metrics_that_is_damaged_does_not_stop_a_resume(line):
+    run_ppo(total=128)
+    path = Path("c/a/metrics.jsonl")
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, line, second, b""]))
+    resume("--total-timesteps 192")
+    assert steps_of() == [64, 128, 192]

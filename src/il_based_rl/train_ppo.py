@@ -91,11 +91,13 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
             run.save(agent)
             for progress in agent.learn(envs, config.total_timesteps):
                 metrics = progress.metrics | _episode_means(progress.episodes) | {"fast_path": fast_path}
-                if progress.passes_multiple_of(config.eval_interval):
+                evaluate = progress.passes_multiple_of(config.eval_interval)
+                if evaluate:
                     metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds).mean
+                run.log(metrics, progress.env_steps)  # before the checkpoint, which takes later rows back when it is resumed
+                if evaluate:
                     run.checkpoint(agent, progress.env_steps, metrics["eval_reward"])
                     cli.say(_line(progress.env_steps, metrics))
-                run.log(metrics, progress.env_steps)
                 bar.update(progress.env_steps - bar.n)
                 if interrupted():
                     break
