@@ -278,11 +278,14 @@ def test_workers_are_started_once_and_gone_when_closed():
         assert len(pids) == 2
 
 
-def test_closing_twice_is_fine():
+def test_closing_twice_leaves_no_worker():
+    before = running()
     envs = WorkerEnvs("toy/Counter-v0", 2)
     envs.reset([1, 2])
+    assert running() - before
     envs.close()
     envs.close()
+    assert not running() - before
 
 
 @pytest.mark.parametrize("make", [InProcessEnvs, WorkerEnvs])
