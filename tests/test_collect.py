@@ -181,7 +181,7 @@ def test_an_expert_of_another_environment_is_refused():
 
 @pytest.mark.parametrize("env_id", ["toy/NanObs-v0", "toy/InfReward-v0", "toy/Raises-v0", "toy/WrongShape-v0"])
 def test_a_fault_of_the_environment_names_the_place(env_id):
-    with pytest.raises(EnvironmentFaultError, match=r"environment 0, step 2 .*action \[0\.0, 0\.0\]"):
+    with pytest.raises(EnvironmentFaultError, match=r"environment 0, seed .*step 2, .*action \[0\.0, 0\.0\]"):
         collect_demos(env_id, STILL, 1)
 
 

@@ -116,7 +116,9 @@ def test_a_fault_names_environment_step_action_and_what_happened(env_id, what):
     player = Player(make_env(env_id), index=4)
     player.reset(seed=1)
     player.step(np.array([0.125, 0.25], np.float32))
-    with pytest.raises(EnvironmentFaultError, match=rf"environment 4, step 2 .*action \[0\.5, -0\.75\].*{what}") as fault:
+    with pytest.raises(
+        EnvironmentFaultError, match=rf"environment 4, seed 1, episode 1, step 2, after action \[0\.5, -0\.75\].*{what}"
+    ) as fault:
         player.step(np.array([0.5, -0.75], np.float32))
     assert "\n" not in str(fault.value)
 
@@ -146,9 +148,9 @@ def test_a_final_observation_that_is_not_finite_is_found_in_vector_environments(
 
 @pytest.mark.parametrize(("env_id", "what"), [("toy/RaisesAtReset-v0", "no power"), ("toy/NanAtReset-v0", "not finite")])
 def test_a_fault_at_reset_says_so(env_id, what):
-    with pytest.raises(EnvironmentFaultError, match=rf"environment 1, step 0 .*at reset.*{what}"):
+    with pytest.raises(EnvironmentFaultError, match=rf"environment 1, seed 1, episode 1, at reset.*{what}"):
         Player(make_env(env_id), index=1).reset(seed=1)
-    with pytest.raises(EnvironmentFaultError, match=rf"environment 0, step 0 .*at reset.*{what}"):
+    with pytest.raises(EnvironmentFaultError, match=rf"environment 0, seed 1, episode 1, at reset.*{what}"):
         InProcessEnvs(env_id, 2).reset([1, 2])
 
 

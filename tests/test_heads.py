@@ -289,8 +289,8 @@ def test_scores_and_their_gradients_in_closed_form_are_autograds(space):
     raw_tensor = torch.from_numpy(raw if raw.dtype == np.int64 else raw.astype(np.float64))
     expected = head.log_prob(outputs_leaf, log_std_leaf, raw_tensor)
     (torch.from_numpy(weights) * expected).sum().backward()
-    log_probs, kept = head.score(outputs, log_std, raw)
-    output_grads, log_std_grads = head.score_grads(kept, log_std, weights)
+    log_probs, _, kept = head.score(outputs, log_std, raw)
+    output_grads, log_std_grads = head.score_grads(kept, weights)
     np.testing.assert_allclose(log_probs, expected.detach().numpy(), rtol=1e-10)
     np.testing.assert_allclose(output_grads, outputs_leaf.grad.numpy(), rtol=1e-9, atol=1e-12)
     if log_std is None:
@@ -301,11 +301,12 @@ def test_scores_and_their_gradients_in_closed_form_are_autograds(space):
 
 @pytest.mark.parametrize("space", KINDS, ids=str)
 def test_entropies_and_their_gradients_in_closed_form_are_autograds(space):
-    head, outputs, log_std, _ = scored_head(space)
+    head, outputs, log_std, raw = scored_head(space)
     outputs_leaf, log_std_leaf = leaf(outputs), leaf(log_std)
     expected = head.entropy(outputs_leaf, log_std_leaf)
     expected.backward()
-    entropy, output_grads, log_std_grads = head.entropy_grads(outputs, log_std)
+    _, entropy, kept = head.score(outputs, log_std, raw)
+    output_grads, log_std_grads = head.entropy_grads(kept)
     assert entropy == pytest.approx(expected.item(), rel=1e-10)
     for found, wanted in [(output_grads, outputs_leaf), (log_std_grads, log_std_leaf)]:
         if found is None:  # stands for zero

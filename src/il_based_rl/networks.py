@@ -62,7 +62,7 @@ class MLP(nn.Module):
         On a CPU it reads the parameters' own memory, so that it follows every update in place; from another device it
         holds a copy of the present ones.
         """
-        layers = [(_array(layer.weight).T, _array(layer.bias)) for layer in self.linear]
+        layers = [(_array(layer.weight).T, _array(layer.bias)[None]) for layer in self.linear]  # of a row's shape: see below
         *hidden, (last_weight, last_bias) = layers
         tanh = self.activation == "tanh"
 
@@ -117,12 +117,14 @@ class RunningNormalizer(nn.Module):
         """Return the same function on NumPy arrays, with the statistics as they are now."""
         if self.count == 0:
             return lambda x: x
-        mean, inverse_std = _array(self.mean.float()), _array(self._inverse_std().float())
+        # Of one row's shape, as NumPy adds equal shapes three times as quickly as it broadcasts so few numbers.
+        mean, inverse_std = _array(self.mean.float())[None], _array(self._inverse_std().float())[None]
+        low, high = np.array(-self.clip, np.float32), np.array(self.clip, np.float32)
 
         def forward(x: np.ndarray) -> np.ndarray:
             x = x - mean
             x *= inverse_std
-            return np.minimum(np.maximum(x, -self.clip, out=x), self.clip, out=x)
+            return np.minimum(np.maximum(x, low, out=x), high, out=x)
 
         return forward
 

@@ -19,7 +19,6 @@ from il_based_rl.errors import FileFormatError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
 from il_based_rl.functional import discounted_sums, explained_variance
 from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
-from il_based_rl.heads import to_tensor
 from il_based_rl.networks import RewardScaler
 from il_based_rl.policy import arguments_from, load_parameters, require_hidden_dims, require_spaces
 from il_based_rl.ppo_updates import APPROX_KL, MEASURES, FusedUpdate, ReferenceUpdate
@@ -136,34 +135,28 @@ class PPOAgent:
             self.env_steps += buffer.rewards.size
             yield Progress(self.env_steps, metrics, episodes, rollout_steps=buffer.rewards.size)
 
-    @torch.no_grad()
     def _batch(self, buffer: RolloutBuffer, last_features: np.ndarray) -> RolloutBatch:
         """Judge a whole rollout at once, by the policy that acted."""
-        policy, config = self.policy, self.config
+        config, rule = self.config, self._update_rule()
         steps, num_envs = buffer.rewards.shape
         joined = buffer.features.reshape(steps * num_envs, -1)
         following = np.concatenate([last_features, *(row[None] for row in buffer.final_features)])
-        normalized = policy.actor.normalizer(to_tensor(joined, self.device))
-        raw_actions = to_tensor(buffer.raw_actions.reshape(steps * num_envs, -1), self.device)
-        log_probs, _, values = policy.evaluate_actions(normalized, raw_actions)
-        following_values = self._values(following)
-        values_array = values.cpu().numpy().astype(np.float64).reshape(steps, num_envs)
+        raw_actions = buffer.raw_actions.reshape(steps * num_envs, -1)
+        normalized, log_probs, flat_values = rule.judge(joined, raw_actions)
+        following_values = rule.values(following).astype(np.float64)
+        values = flat_values.astype(np.float64).reshape(steps, num_envs)
         advantages = buffer.advantages(
             self.reward_scaler.scaled(buffer.rewards) if config.normalize_reward else buffer.rewards,
-            values_array,
+            values,
             final_values=following_values[num_envs:],
             last_values=following_values[:num_envs],
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
-        columns = [each.cpu().numpy().copy() for each in (normalized, raw_actions, log_probs)]  # the buffer is used again
-        columns += [each.ravel().astype(np.float32) for each in (advantages, advantages + values_array)]
+        columns = [np.array(each) for each in (normalized, raw_actions, log_probs)]  # copies, as the buffer is used again
+        columns += [each.ravel().astype(np.float32) for each in (advantages, advantages + values)]
         valid = buffer.valid.ravel()
         return RolloutBatch(*(columns if valid.all() else [column[valid] for column in columns]))
-
-    def _values(self, features: np.ndarray) -> np.ndarray:
-        normalized = self.policy.actor.normalizer(to_tensor(features, self.device))
-        return self.policy.critic(normalized).squeeze(-1).cpu().numpy().astype(np.float64)
 
     def update(self, batch: RolloutBatch) -> dict[str, float]:
         """Improve the policy on one rollout: some epochs of minibatches.

@@ -17,6 +17,7 @@ from il_based_rl.buffer import RolloutBatch
 from il_based_rl.config import PPOConfig
 from il_based_rl.functional import ppo_clip_grads, ppo_clip_loss
 from il_based_rl.fused_mlp import FlatParameters, StackedMLP, numpy_grad
+from il_based_rl.heads import to_tensor
 
 MEASURES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 APPROX_KL = MEASURES.index("approx_kl")
@@ -27,6 +28,19 @@ class ReferenceUpdate:
 
     def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, device: torch.device) -> None:
         self._policy, self._flat, self._device = policy, flat, device
+
+    @torch.no_grad()
+    def judge(self, features: np.ndarray, raw_actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return standardised features, shape (B, O), and log-probabilities and values, shape (B,), of a whole rollout."""
+        normalized = self._policy.actor.normalizer(to_tensor(features, self._device))
+        log_probs, _, values = self._policy.evaluate_actions(normalized, to_tensor(raw_actions, self._device))
+        return normalized.cpu().numpy(), log_probs.cpu().numpy(), values.cpu().numpy()
+
+    @torch.no_grad()
+    def values(self, features: np.ndarray) -> np.ndarray:
+        """Return the values of observations, shape (B,)."""
+        normalized = self._policy.actor.normalizer(to_tensor(features, self._device))
+        return self._policy.critic(normalized).squeeze(-1).cpu().numpy()
 
     def prepared(self, batch: RolloutBatch) -> RolloutBatch:
         """Return the batch as this path reads it."""
@@ -48,10 +62,21 @@ class FusedUpdate:
     """The same in closed form, for float32 perceptrons on a CPU."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
+        self._policy = policy
         self._head = policy.actor.head
         self._networks = StackedMLP([policy.actor.network, policy.critic])
         self._log_std = None if policy.log_std is None else policy.log_std.detach().numpy()
         self._log_std_grad = None if policy.log_std is None else numpy_grad(policy.log_std)
+
+    def judge(self, features: np.ndarray, raw_actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return standardised features, shape (B, O), and log-probabilities and values, shape (B,), of a whole rollout."""
+        normalized = self._policy.actor.normalizer.as_numpy()(features)
+        log_probs, _, _ = self._head.score(self._policy.actor.network.as_numpy()(normalized), self._log_std, raw_actions)
+        return normalized, log_probs, self._policy.critic.as_numpy()(normalized)[:, 0]
+
+    def values(self, features: np.ndarray) -> np.ndarray:
+        """Return the values of observations, shape (B,)."""
+        return self._policy.critic.as_numpy()(self._policy.actor.normalizer.as_numpy()(features))[:, 0]
 
     def prepared(self, batch: RolloutBatch) -> RolloutBatch:
         """Return the batch as this path reads it."""
@@ -61,18 +86,19 @@ class FusedUpdate:
         """Write the loss's gradient; return the measures, shape (5,)."""
         head, log_std, inputs = self._head, self._log_std, minibatch.normalized
         outputs, values = self._networks.forward(inputs)
-        log_probs, kept = head.score(outputs, log_std, minibatch.raw_actions)
+        log_probs, entropy, kept = head.score(outputs, log_std, minibatch.raw_actions)
         weights, (policy_loss, approx_kl, clip_fraction) = ppo_clip_grads(
             log_probs, minibatch.log_probs, minibatch.advantages, config.clip_range
         )
-        output_grads, log_std_grads = head.score_grads(kept, log_std, weights)
-        entropy, entropy_by_outputs, entropy_by_log_std = head.entropy_grads(outputs, log_std)
-        if config.entropy_coef > 0.0 and entropy_by_outputs is not None:
-            output_grads -= config.entropy_coef * entropy_by_outputs
-        if self._log_std_grad is not None and log_std_grads is not None and entropy_by_log_std is not None:
+        output_grads, log_std_grads = head.score_grads(kept, weights)
+        if config.entropy_coef > 0.0:
+            entropy_by_outputs, entropy_by_log_std = head.entropy_grads(kept)
+            if entropy_by_outputs is not None:
+                output_grads -= config.entropy_coef * entropy_by_outputs
+            if entropy_by_log_std is not None and log_std_grads is not None:
+                log_std_grads -= config.entropy_coef * entropy_by_log_std
+        if self._log_std_grad is not None and log_std_grads is not None:
             self._log_std_grad[:] = log_std_grads
-            if config.entropy_coef > 0.0:
-                self._log_std_grad -= config.entropy_coef * entropy_by_log_std
         errors = values[:, 0] - minibatch.returns
         value_loss = float(np.dot(errors, errors)) / len(errors)
         errors *= 2.0 * config.value_coef / len(errors)

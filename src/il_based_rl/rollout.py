@@ -61,14 +61,15 @@ class Rollouts:
             The episodes that ended, in raw reward.
         """
         buffer.clear()
-        features, head, codec = self.features, self._head, self._codec
+        features, head, codec, envs = self.features, self._head, self._codec, self._envs
+        features_of, raw_actions, rewards = buffer.features, buffer.raw_actions, buffer.rewards
+        terminated, truncated, valid = buffer.terminated, buffer.truncated, buffer.valid
         for t in range(buffer.num_steps):
             raw = head.mode(actor(features) + noise[t])
-            buffer.features[t], buffer.raw_actions[t] = features, raw  # before the step, which may overwrite them
-            record = self._envs.step(head.to_env(raw))
-            buffer.rewards[t] = record.rewards
-            buffer.terminated[t], buffer.truncated[t] = record.terminated, record.truncated
-            buffer.valid[t] = record.valid
+            features_of[t], raw_actions[t] = features, raw  # before the step, which may overwrite them
+            record = envs.step(head.to_env(raw))
+            rewards[t], valid[t] = record.rewards, record.valid
+            terminated[t], truncated[t] = record.terminated, record.truncated
             for i, row in record.final_rows.items():
                 if not record.terminated[i]:
                     buffer.truncations.append((t, i))

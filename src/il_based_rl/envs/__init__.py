@@ -50,7 +50,7 @@ def make_envs(env_id: str, num_envs: int = 1, *, vectorization: str = "auto", ba
     """
     if backend == "envpool":
         return EnvPoolEnvs(env_id, num_envs)
-    if vectorization == "async" or (vectorization == "auto" and num_envs > 1 and pays_to_share(env_id)):
+    if vectorization == "async" or (vectorization == "auto" and num_envs > 1 and pays_to_share(env_id, num_envs)):
         return WorkerEnvs(env_id, num_envs)
     return InProcessEnvs(env_id, num_envs)
 

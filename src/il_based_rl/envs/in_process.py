@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -10,6 +11,15 @@ from gymnasium.envs.registration import EnvSpec
 
 from il_based_rl.envs.record import StepRecord
 from il_based_rl.envs.single import Player, make_env
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Where somebody outside can see which environment is being stepped; arrays of one number each."""
+
+    index: np.ndarray
+    episode: np.ndarray
+    step: np.ndarray
 
 
 class InProcessEnvs:
@@ -31,7 +41,8 @@ class InProcessEnvs:
         self.observation_space = self._players[0].env.observation_space
         self.action_space = self._players[0].env.action_space
         codec = self._players[0].codec
-        self._record = StepRecord(
+        self.watch: Watch | None = None
+        self.record = StepRecord(
             rows=np.zeros((num_envs, *codec.row_shape), codec.row_dtype),
             rewards=np.zeros(num_envs),
             terminated=np.zeros(num_envs, bool),
@@ -43,22 +54,29 @@ class InProcessEnvs:
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """See `Envs`."""
         for i, (player, seed) in enumerate(zip(self._players, seeds, strict=True)):
+            self._note(player.index, 1, 0)
             player.reset(seed)
-            self._record.rows[i] = player.row
-        return self._record.rows
+            self.record.rows[i] = player.row
+        return self.record.rows
 
     def step(self, actions: np.ndarray) -> StepRecord:
         """See `Envs`."""
-        record = self._record
+        record = self.record
         record.final_rows = {}
         for i, player in enumerate(self._players):
+            self._note(player.index, player.episode, player.steps + 1)
             reward, terminated, truncated = player.step(actions[i])
             if terminated or truncated:
                 record.final_rows[i] = np.array(player.row)
+                self._note(player.index, player.episode + 1, 0)
                 player.reset()
             record.rows[i], record.rewards[i] = player.row, reward
             record.terminated[i], record.truncated[i] = terminated, truncated
         return record
+
+    def _note(self, index: int, episode: int, step: int) -> None:
+        if self.watch is not None:
+            self.watch.index[0], self.watch.episode[0], self.watch.step[0] = index, episode, step
 
     def close(self) -> None:
         """See `Envs`."""

@@ -53,11 +53,15 @@ class EnvPoolEnvs:
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """See `Envs`; envpool takes seeds only when it makes environments, so they are made here."""
         self.close()
-        threads = min(self.num_envs, os.cpu_count() or 1)
+        cores = os.cpu_count() or 1
+        threads = min(self.num_envs, cores)
+        # One thread on each core where they are as many: left to itself, the system may leave two of them on one for seconds.
+        all_allowed = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == cores
+        pinned = {"thread_affinity_offset": 0} if threads == cores and all_allowed else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # envpool makes its spaces in a way that Gymnasium frowns upon
             pool = self._envpool.make(
-                self._env_id, env_type="gymnasium", num_envs=self.num_envs, seed=list(seeds), num_threads=threads
+                self._env_id, env_type="gymnasium", num_envs=self.num_envs, seed=list(seeds), num_threads=threads, **pinned
             )
         self._envs = VectorEnvs(pool, self.observation_space, self.action_space)
         return self._envs.reset(None)

@@ -64,6 +64,10 @@ class Player:
     def __init__(self, env: gym.Env[Any, Any], index: int = 0) -> None:
         self.env, self.index = env, index
         self.codec = ObservationCodec(env.observation_space)
+        self.seed: int | None = None
+        """Of the last reset that was given one."""
+        self.episode = 0
+        """Episodes begun since then."""
         self.steps = 0
         """Steps of the running episode; 0 right after a reset."""
         self.obs: Any = None
@@ -78,7 +82,9 @@ class Player:
         Raises:
             EnvironmentFaultError: The environment failed, or gave an observation that is not of its space or not finite.
         """
-        self.steps, self._action = 0, None
+        if seed is not None:
+            self.seed, self.episode = seed, 0
+        self.episode, self.steps, self._action = self.episode + 1, 0, None
         try:
             self.obs, _ = self.env.reset(seed=seed)
             self.row = self.codec.row(self.obs)
@@ -115,13 +121,17 @@ class Player:
             raise self._fault(f"the observation is not finite: {short(self.row)}")
 
     def _fault(self, what: str) -> EnvironmentFaultError:
-        where = f"environment {self.index}, step {self.steps} of its episode"
-        how = "at reset" if self.steps == 0 else f"after action {short(self._action)}"
-        return EnvironmentFaultError(f"{where}, {how}: {what}")
+        return EnvironmentFaultError(f"{place(self.index, self.seed, self.episode, self.steps, self._action)}: {what}")
 
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
+
+
+def place(index: int, seed: int | None, episode: int, step: int, action: Any) -> str:
+    """Say where in an environment's life something happened, so that it can be made to happen again."""
+    how = "at reset" if step == 0 else f"step {step}, after action {short(action)}"
+    return f"environment {index}, seed {seed}, episode {episode}, {how}"
 
 
 def short(value: Any) -> str:

@@ -69,25 +69,22 @@ class VectorEnvs:
         rows = self._codec.rows(obs)[0]
         valid = ~self._resetting
         terminated, truncated = terminated & valid, truncated & valid
-        true_rows = np.array(rows)
-        for i in np.flatnonzero(terminated | truncated):
-            if self._same_step:
-                true_rows[i] = self._codec.row(infos["final_obs"][i])
-        self._checked(true_rows, rewards, actions)
         self._checked(rows, rewards, actions)
-        finals = {int(i): true_rows[i] for i in np.flatnonzero(terminated | truncated)}
+        finals = {}
+        for i in np.flatnonzero(terminated | truncated).tolist():
+            finals[i] = np.array(self._codec.row(infos["final_obs"][i]) if self._same_step else rows[i])
+            self._checked(finals[i][None], rewards[i : i + 1], actions[i : i + 1], first=i)
         if not self._same_step:
             self._resetting = terminated | truncated
         return StepRecord(rows, rewards, terminated, truncated, finals, valid)
 
-    def _checked(self, rows: np.ndarray, rewards: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
-        finite = np.isfinite(rows).reshape(self.num_envs, -1).all(1) & np.isfinite(rewards)
-        if not finite.all():
-            i = int(np.argmin(finite))
+    def _checked(self, rows: np.ndarray, rewards: np.ndarray, actions: np.ndarray | None, first: int = 0) -> np.ndarray:
+        if not (np.isfinite(rows).all() and np.isfinite(rewards).all()):
+            i = int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(1) & np.isfinite(rewards)))
             how = "at reset" if actions is None else f"after action {short(actions[i])}"
             raise EnvironmentFaultError(
-                f"environment {i}, step {self._steps}, {how}: the observation {short(rows[i])} or the reward {rewards[i]} "
-                "is not finite"
+                f"environment {first + i}, step {self._steps}, {how}: the observation {short(rows[i])} or the reward "
+                f"{rewards[i]} is not finite"
             )
         return rows
 

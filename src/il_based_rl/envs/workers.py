@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -16,22 +18,25 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from threadpoolctl import threadpool_limits
 
-from il_based_rl.envs.in_process import InProcessEnvs
+from il_based_rl.envs.in_process import InProcessEnvs, Watch
 from il_based_rl.envs.record import StepRecord
-from il_based_rl.envs.single import Player, make_env
+from il_based_rl.envs.single import Player, make_env, place
 from il_based_rl.errors import ConfigError, EnvironmentFaultError, UserError
 from il_based_rl.spaces import ObservationCodec
 
-PAYING_SECONDS = 200e-6
-"""A step that takes longer than this is worth a message to another process and back."""
-ANSWER_SECONDS = 120.0
-"""A worker that has not answered by then is taken for dead."""
+SHARING_SECONDS = 100e-6
+"""What a step of all environments has to save to be worth waking this process up again."""
+STARTING_SECONDS, ANSWER_SECONDS = 120.0, 20.0
+"""A worker that has not answered by then, made its environments or taken a step, is taken for dead."""
+_SPIN_SECONDS = 200e-6
+"""For so long a worker looks for its next step without going to sleep, from which it takes long to wake."""
 _PROBE_STEPS = 32
 
 
-def pays_to_share(env_id: str) -> bool:
-    """Whether an environment's step takes long enough, on this machine, to be taken by a worker process."""
-    if (os.cpu_count() or 1) < 2:
+def pays_to_share(env_id: str, num_envs: int) -> bool:
+    """Whether environments take long enough to step, on this machine, to be stepped by worker processes."""
+    spared = num_envs - math.ceil(num_envs / (os.cpu_count() or 1))  # steps one after the other
+    if spared == 0:
         return False
     player, taken = Player(make_env(env_id)), list[float]()
     player.env.action_space.seed(0)
@@ -43,14 +48,14 @@ def pays_to_share(env_id: str) -> bool:
             taken.append(time.perf_counter() - started)
             if terminated or truncated:
                 player.reset()
-    return float(np.median(taken)) > PAYING_SECONDS
+    return spared * float(np.median(taken)) > SHARING_SECONDS
 
 
 class WorkerEnvs:
     """Environments stepped by worker processes, which are started once and compute with one thread each.
 
-    Observations, rewards, flags and actions pass through shared memory. Each environment gets the seed that it would have
-    in one process, so that the numbers are the same as there.
+    Observations, rewards, flags and actions pass through shared memory, and semaphores say when to read it. Each environment
+    gets the seed that it would have in one process, so that the numbers are the same as there.
 
     Args:
         env_id: Gymnasium environment ID.
@@ -82,25 +87,26 @@ class WorkerEnvs:
             "terminated": ((num_envs,), np.dtype(bool)),
             "truncated": ((num_envs,), np.dtype(bool)),
         }
+        count = min(num_workers or os.cpu_count() or 1, num_envs)
+        for name in ("commands", "failed", "index", "episode", "step"):
+            shapes[name] = ((count,), np.dtype(np.int64))
         memory = {
             name: (context.RawArray("b", max(1, int(np.prod(shape)) * dtype.itemsize)), shape, dtype)
             for name, (shape, dtype) in shapes.items()
         }
         self._shared = _views(memory)
         self._valid = np.ones(num_envs, bool)
-        count = min(num_workers or os.cpu_count() or 1, num_envs)
         self._slices = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(num_envs), count)]
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
+        self._workers: list[_Worker] = []
         try:
-            for part in self._slices:
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, spec, part.start, part.stop, memory), daemon=True)
+            for w, part in enumerate(self._slices):
+                reports, theirs = context.Pipe(duplex=False)
+                go, done = context.Semaphore(0), context.Semaphore(0)
+                process = context.Process(target=_work, args=(w, theirs, go, done, spec, part, memory), daemon=True)
                 _start(process, env_id)
                 theirs.close()
-                self._pipes.append(ours)
-                self._processes.append(process)
-            self._answers()
+                self._workers.append(_Worker(process, reports, go, done))
+            self._answers(STARTING_SECONDS)
         except BaseException:
             self.close()
             raise
@@ -110,64 +116,57 @@ class WorkerEnvs:
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments; give one for each")
         self._shared["seeds"][:] = seeds
-        for pipe in self._pipes:
-            self._send(pipe, _RESET)
-        self._answers()
+        self._order(_RESET)
+        self._answers(ANSWER_SECONDS)
         return self._shared["rows"]
 
     def step(self, actions: np.ndarray) -> StepRecord:
         """See `Envs`."""
         shared = self._shared
         shared["actions"][:] = actions
-        for pipe in self._pipes:
-            self._send(pipe, _STEP)
-        self._answers()
+        self._order(_STEP)
+        self._answers(ANSWER_SECONDS)
         done = np.flatnonzero(shared["terminated"] | shared["truncated"])
         finals = {int(i): np.array(shared["final_rows"][i]) for i in done}
         return StepRecord(shared["rows"], shared["rewards"], shared["terminated"], shared["truncated"], finals, self._valid)
 
-    def _send(self, pipe: Connection, message: bytes) -> None:
-        try:
-            pipe.send_bytes(message)
-        except (BrokenPipeError, ConnectionResetError, OSError) as error:
-            raise self._death(self._pipes.index(pipe)) from error
+    def _order(self, command: int) -> None:
+        self._shared["commands"][:] = command
+        for worker in self._workers:
+            worker.go.release()
 
-    def _answers(self) -> None:
+    def _answers(self, patience: float) -> None:
         """Wait for every worker; raise what one of them reports, or that it died."""
-        reports = [self._answer(i) for i in range(len(self._pipes))]
-        for report in reports:
-            if report:
-                raise EnvironmentFaultError(report.decode())
+        limit = time.monotonic() + patience
+        for w, worker in enumerate(self._workers):
+            while not worker.done.acquire(timeout=_LOOK_SECONDS):
+                if not worker.process.is_alive() and not worker.done.acquire(block=False):
+                    raise self._fault(w, _exit_of(worker.process))
+                if time.monotonic() > limit:
+                    raise self._fault(w, f"has not answered for {patience:.0f} s")
+        for w, failed in enumerate(self._shared["failed"]):
+            if failed:
+                raise EnvironmentFaultError(self._workers[w].reports.recv_bytes().decode())
 
-    def _answer(self, i: int) -> bytes:
-        try:
-            if self._pipes[i].poll(ANSWER_SECONDS):
-                return self._pipes[i].recv_bytes()
-        except (EOFError, OSError) as error:
-            raise self._death(i) from error
-        part = self._slices[i]
-        raise EnvironmentFaultError(
-            f"the worker of environments {part.start} to {part.stop - 1} has not answered for {ANSWER_SECONDS:.0f} s"
-        )
-
-    def _death(self, i: int) -> EnvironmentFaultError:
-        self._processes[i].join(1.0)
-        part, code = self._slices[i], self._processes[i].exitcode
-        return EnvironmentFaultError(
-            f"the worker of environments {part.start} to {part.stop - 1} died with exit code {code}"
-            + (" (killed, perhaps for want of memory)" if code == -signal.SIGKILL else "")
-        )
+    def _fault(self, w: int, what: str) -> EnvironmentFaultError:
+        """Say what became of a worker, and in which environment."""
+        shared, part = self._shared, self._slices[w]
+        if shared["episode"][w] == 0:
+            return EnvironmentFaultError(f"the worker of environments {part.start} to {part.stop - 1} {what}")
+        i, step = int(shared["index"][w]), int(shared["step"][w])
+        where = place(i, int(shared["seeds"][i]), int(shared["episode"][w]), step, shared["actions"][i])
+        return EnvironmentFaultError(f"{where}: its worker process {what}")
 
     def close(self) -> None:
         """See `Envs`."""
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.join(2.0)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._pipes, self._processes = [], []
+        self._order(_CLOSE)
+        for worker in self._workers:
+            worker.process.join(0.5)  # one that is inside a step does not hear
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.reports.close()
+        self._workers = []
 
     def __enter__(self) -> WorkerEnvs:
         return self
@@ -176,7 +175,26 @@ class WorkerEnvs:
         self.close()
 
 
-_RESET, _STEP = b"reset", b"step"
+_RESET, _STEP, _CLOSE = range(3)
+_LOOK_SECONDS = 0.1
+"""How often somebody who waits looks whether the other side is still alive."""
+
+
+@dataclass(frozen=True)
+class _Worker:
+    process: Any
+    reports: Connection
+    """What went wrong, in words."""
+    go: Any
+    """Semaphore: there is a command."""
+    done: Any
+    """Semaphore: it is carried out."""
+
+
+def _exit_of(process: Any) -> str:
+    process.join(1.0)
+    hint = " (killed, perhaps for want of memory)" if process.exitcode == -signal.SIGKILL else ""
+    return f"died with exit code {process.exitcode}{hint}"
 
 
 def _start(process: Any, env_id: str) -> None:
@@ -195,39 +213,46 @@ def _views(memory: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def _work(pipe: Connection, spec: EnvSpec, start: int, stop: int, memory: dict[str, Any]) -> None:
-    """Step the environments from `start` to `stop`, until the other end hangs up; answer with nothing, or what went wrong."""
+def _work(w: int, reports: Connection, go: Any, done: Any, spec: EnvSpec, part: slice, memory: dict[str, Any]) -> None:
+    """Step the environments of one part, until told to close or the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
     for library in ("OMP", "OPENBLAS", "MKL"):  # for those that an environment imports; the others are limited below
         os.environ[f"{library}_NUM_THREADS"] = "1"
+    shared = _views(memory)
+    names = ("rows", "rewards", "terminated", "truncated", "final_rows", "seeds", "actions")
+    rows, rewards, terminated, truncated, final_rows, seeds, actions = (shared[name][part] for name in names)
     envs: InProcessEnvs | None = None
-    shared = {name: array[start:stop] for name, array in _views(memory).items()}
     with threadpool_limits(limits=1):
         try:
-            envs = InProcessEnvs(spec, stop - start, first_index=start)
-            pipe.send_bytes(b"")
-            while True:
-                message = pipe.recv_bytes()
-                if message == _STEP:
-                    record = envs.step(np.array(shared["actions"]))  # a copy, as an environment may keep what it is given
-                    shared["rows"][:], shared["rewards"][:] = record.rows, record.rewards
-                    shared["terminated"][:], shared["truncated"][:] = record.terminated, record.truncated
-                    for i, row in record.final_rows.items():
-                        shared["final_rows"][i] = row
+            envs = InProcessEnvs(spec, part.stop - part.start, first_index=part.start)
+            envs.record = StepRecord(rows, rewards, terminated, truncated, {}, envs.record.valid)
+            envs.watch = Watch(*(shared[name][w : w + 1] for name in ("index", "episode", "step")))
+            done.release()
+            while _awaited(go) and (command := shared["commands"][w]) != _CLOSE:
+                if command == _STEP:
+                    # A copy of the actions, as an environment may keep what it is given.
+                    for i, row in envs.step(np.array(actions)).final_rows.items():
+                        final_rows[i] = row
                 else:
-                    shared["rows"][:] = envs.reset(shared["seeds"].tolist())
-                pipe.send_bytes(b"")
-        except (EOFError, OSError):
-            pass  # the parent hung up
-        except UserError as error:
-            _report(pipe, str(error))
+                    envs.reset(seeds.tolist())
+                done.release()
         except Exception as error:  # sent as a text, as an exception of another author's need not survive the way
-            _report(pipe, f"environments {start} to {stop - 1}: {type(error).__name__}: {error}")
+            known = f"environments {part.start} to {part.stop - 1}: {type(error).__name__}: {error}"
+            reports.send_bytes((str(error) if isinstance(error, UserError) else known).encode())
+            shared["failed"][w] = 1
+            done.release()
         finally:
             if envs is not None:
                 envs.close()
 
 
-def _report(pipe: Connection, fault: str) -> None:
-    with contextlib.suppress(OSError):  # nobody may be there to read it
-        pipe.send_bytes(fault.encode())
+def _awaited(go: Any) -> bool:
+    """Wait for the next command; False if there is nobody left to give one."""
+    parent, end = multiprocessing.parent_process(), time.perf_counter() + _SPIN_SECONDS
+    while not go.acquire(False):
+        if time.perf_counter() > end:
+            while not go.acquire(timeout=_LOOK_SECONDS):
+                if parent is None or not parent.is_alive():
+                    return False
+            break
+    return True

@@ -53,18 +53,14 @@ class ActionHead(Protocol):
     def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
         """How far the outputs are from demonstrated raw actions, a scalar."""
 
-    def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities, shape (B,), as `log_prob`, and what `score_grads` needs to know of them."""
+    def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, float, Any]:
+        """Log-probabilities, shape (B,), as `log_prob`; mean entropy, as `entropy`; and what the gradients are made of."""
 
-    def score_grads(
-        self, kept: np.ndarray, log_std: np.ndarray | None, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def score_grads(self, kept: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Gradients of `sum(weights * log_probs)` by the outputs, and by the log standard deviation where there is one."""
 
-    def entropy_grads(
-        self, outputs: np.ndarray, log_std: np.ndarray | None
-    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
-        """Mean entropy, as `entropy`, and its gradients by the outputs and by the log standard deviation; None for zero."""
+    def entropy_grads(self, kept: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Gradients of the mean entropy by the outputs and by the log standard deviation; None for zero."""
 
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """The loss, as `cloning_loss`, and its gradient by the outputs."""

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from il_based_rl.functional import bernoulli_entropy, bernoulli_log_prob
 
+_Kept = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Logits, bits, and probabilities; shape (B, A) each."""
+
 
 class BernoulliHead:
     """MultiBinary actions: independent bits with one logit each."""
@@ -49,28 +52,26 @@ class BernoulliHead:
         """Cross-entropy of all bits together."""
         return -bernoulli_log_prob(outputs, raw).mean()
 
-    def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `ActionHead`; what the gradient needs is the bits minus their probabilities."""
-        return (raw * outputs - _softplus(outputs)).sum(-1), raw - _sigmoid(outputs)
-
-    def score_grads(
-        self, kept: np.ndarray, log_std: np.ndarray | None, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, float, _Kept]:
         """See `ActionHead`."""
-        return kept * weights[:, None], None
+        probabilities, softplus = _sigmoid(outputs), _softplus(outputs)
+        entropy = float((softplus - outputs * probabilities).sum()) / len(outputs)
+        return (raw * outputs - softplus).sum(-1), entropy, (outputs, raw, probabilities)
 
-    def entropy_grads(
-        self, outputs: np.ndarray, log_std: np.ndarray | None
-    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+    def score_grads(self, kept: _Kept, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """See `ActionHead`."""
-        probabilities = _sigmoid(outputs)
-        entropy = float((_softplus(outputs) - outputs * probabilities).sum()) / len(outputs)
-        return entropy, -outputs * probabilities * (1.0 - probabilities) / len(outputs), None
+        _, raw, probabilities = kept
+        return (raw - probabilities) * weights[:, None], None
+
+    def entropy_grads(self, kept: _Kept) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """See `ActionHead`."""
+        outputs, _, probabilities = kept
+        return -outputs * probabilities * (1.0 - probabilities) / len(outputs), None
 
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """See `ActionHead`."""
-        log_probs, kept = self.score(outputs, None, raw)
-        return -float(log_probs.sum()) / len(raw), kept * (-1.0 / len(raw))
+        loss = float((_softplus(outputs) - raw * outputs).sum()) / len(raw)
+        return loss, (_sigmoid(outputs) - raw) / len(raw)
 
 
 def _softplus(x: np.ndarray) -> np.ndarray:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from il_based_rl.functional import categorical_entropy, categorical_log_prob
 
+_Kept = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Log-probabilities and probabilities of all choices, shape (B, sum of choices) each; where the chosen ones lie."""
+
 
 class CategoricalHead:
     """Discrete and MultiDiscrete actions: one choice from each of several lists, whose logits lie side by side."""
@@ -21,6 +24,7 @@ class CategoricalHead:
         self._choices = [int(n) for n in np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)]
         self._offsets = np.cumsum([0, *self._choices[:-1]])
         self.num_outputs, self.num_actions = sum(self._choices), len(self._choices)
+        self._ones = np.ones((self.num_outputs, 1), np.float32)
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """Index of the largest logit of each list."""
@@ -57,41 +61,51 @@ class CategoricalHead:
         """Cross-entropy of all choices together."""
         return -categorical_log_prob(outputs, raw, self._choices).mean()
 
-    def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `ActionHead`; what the gradient needs is the indicator of the choices minus their probabilities."""
-        log_probs = self._log_softmax(outputs)
-        chosen = raw + self._offsets
-        kept = -np.exp(log_probs)
-        rows = np.arange(len(raw))[:, None]
-        kept[rows, chosen] += 1.0
-        return log_probs[rows, chosen].sum(-1), kept
-
-    def score_grads(
-        self, kept: np.ndarray, log_std: np.ndarray | None, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, float, _Kept]:
         """See `ActionHead`."""
-        return kept * weights[:, None], None
-
-    def entropy_grads(
-        self, outputs: np.ndarray, log_std: np.ndarray | None
-    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
-        """See `ActionHead`."""
-        log_probs = self._log_softmax(outputs)
+        log_probs, places = self._log_softmax(outputs), self._places(raw)
         probabilities = np.exp(log_probs)
+        entropy = -float(np.vdot(probabilities, log_probs)) / len(raw)
+        return self._chosen(log_probs, places), entropy, (log_probs, probabilities, places)
+
+    def score_grads(self, kept: _Kept, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `ActionHead`."""
+        _, probabilities, places = kept
+        return self._indicator_minus(probabilities, places) * weights[:, None], None
+
+    def entropy_grads(self, kept: _Kept) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """See `ActionHead`."""
+        log_probs, probabilities, _ = kept
         parts = probabilities * log_probs
         entropies = -np.add.reduceat(parts, self._offsets, axis=-1)
-        grads = -(parts + probabilities * np.repeat(entropies, self._choices, axis=-1)) / len(outputs)
-        return float(entropies.sum()) / len(outputs), grads, None
+        return -(parts + probabilities * np.repeat(entropies, self._choices, axis=-1)) / len(parts), None
 
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """See `ActionHead`."""
-        log_probs, kept = self.score(outputs, None, raw)
-        return -float(log_probs.sum()) / len(raw), kept * (-1.0 / len(raw))
+        log_probs, places = self._log_softmax(outputs), self._places(raw)
+        loss = -float(np.add.reduce(self._chosen(log_probs, places))) / len(raw)
+        return loss, self._indicator_minus(np.exp(log_probs), places) * (-1.0 / len(raw))
+
+    def _places(self, raw: np.ndarray) -> np.ndarray:
+        """Where the logit of each choice lies in the outputs as one long row; an array of shape (B * K,)."""
+        rows = np.arange(0, len(raw) * self.num_outputs, self.num_outputs)
+        return raw[:, 0] + rows if self.num_actions == 1 else (raw + self._offsets + rows[:, None]).ravel()
+
+    def _chosen(self, log_probs: np.ndarray, places: np.ndarray) -> np.ndarray:
+        chosen = log_probs.take(places)
+        return chosen if self.num_actions == 1 else chosen.reshape(len(log_probs), -1).sum(-1)
+
+    def _indicator_minus(self, probabilities: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """1 at each choice, minus the probabilities: the gradient of the log-probabilities by the logits."""
+        difference = -probabilities
+        difference.reshape(-1)[places] += 1.0
+        return difference
 
     def _log_softmax(self, outputs: np.ndarray) -> np.ndarray:
         if self.num_actions == 1:
             shifted = outputs - outputs.max(-1, keepdims=True)
-            return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+            shifted -= np.log(np.dot(np.exp(shifted), self._ones))
+            return shifted
         largest = np.maximum.reduceat(outputs, self._offsets, axis=-1)
         shifted = outputs - np.repeat(largest, self._choices, axis=-1)
         sums = np.add.reduceat(np.exp(shifted), self._offsets, axis=-1)
