@@ -369,7 +369,7 @@ def test_whole_number_observations_are_cloned_one_by_one():
 
 def test_a_saved_student_comes_back_whole(tmp_path):
     agent, _ = cloned(linear_demos(50), BCConfig(epochs=2, lr=0.01), seed=3)
-    agent.save(tmp_path / "deep" / "student.pt", run={"note": "kept"})
+    agent.save(tmp_path / "deep" / "student.pt")
     loaded = BCAgent.load(tmp_path / "deep" / "student.pt", hidden_dims=[8])
     obs = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
     assert loaded.predict(obs).tobytes() == agent.predict(obs).tobytes()

@@ -122,7 +122,7 @@ def test_every_promised_flag_sets_its_setting_and_nothing_else(command, flag, mo
 
 def test_resume_is_off_bare_or_with_a_path(monkeypatch):
     seen = []
-    monkeypatch.setattr(train_ppo, "_resumed_checkpoint", lambda resume, save_path: seen.append(resume) or (Path("x"), {}))
+    monkeypatch.setattr(train_ppo, "resumed_checkpoint", lambda resume, save_path: seen.append(resume) or (Path("x"), {}))
     monkeypatch.setattr(train_ppo, "_stored_settings", lambda checkpoint: TrainPPOConfig())
     assert settings_of("train_ppo", [], monkeypatch)["resume"] is None
     for argv, resume in (

@@ -19,7 +19,6 @@ from il_based_rl.errors import ArchitectureMismatchError, FileFormatError, FileM
 from il_based_rl.files import (
     RowFile,
     atomic_file,
-    copy_file,
     move_aside,
     read_checkpoint,
     read_rows,
@@ -179,16 +178,11 @@ def test_nothing_but_a_file_is_ever_replaced(tmp_path):
     assert stat.S_ISFIFO((tmp_path / "pipe.pt").stat().st_mode)
 
 
-def test_a_copy_is_the_same_and_a_failed_one_leaves_the_old(tmp_path, monkeypatch):
-    (tmp_path / "source").write_bytes(bytes(range(256)))
-    copy_file(tmp_path / "source", tmp_path / "made" / "copy")
-    assert (tmp_path / "made" / "copy").read_bytes() == bytes(range(256))
-    (tmp_path / "source").write_bytes(b"changed")
-    broken_replace(monkeypatch)
-    with pytest.raises(FileWriteError):
-        copy_file(tmp_path / "source", tmp_path / "made" / "copy")
-    assert (tmp_path / "made" / "copy").read_bytes() == bytes(range(256))
-    assert names_in(tmp_path / "made") == ["copy"]
+def test_a_checkpoint_and_its_copies_are_the_same_file(tmp_path):
+    write_checkpoint(tmp_path / "a.pt", {"x": 1}, tmp_path / "made" / "b.pt", tmp_path / "c.pt")
+    images = {path.read_bytes() for path in (tmp_path / "a.pt", tmp_path / "made" / "b.pt", tmp_path / "c.pt")}
+    assert len(images) == 1
+    assert read_checkpoint(tmp_path / "a.pt")["x"] == 1
 
 
 def test_rows_come_back_with_null_for_what_is_not_finite(tmp_path):

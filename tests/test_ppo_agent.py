@@ -662,7 +662,7 @@ def test_sampling_from_an_agent_does_not_change_how_it_goes_on_learning():
 
 def test_a_saved_agent_comes_back_whole(tmp_path):
     agent, _ = trained(0)
-    agent.save(tmp_path / "deep" / "er" / "agent.pt", run={"note": "kept"})
+    agent.save(tmp_path / "deep" / "er" / "agent.pt")
     loaded = PPOAgent.load(tmp_path / "deep" / "er" / "agent.pt", hidden_dims=[8])
     obs = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     assert loaded.predict(obs).tobytes() == agent.predict(obs).tobytes()

@@ -48,7 +48,7 @@ def steps_of(path="c/a/metrics.jsonl"):
 
 
 def tree(folder="."):
-    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock")
 
 
 def read(path):
@@ -295,7 +295,9 @@ def test_a_resumed_run_goes_on_with_step_optimiser_statistics_and_rows(capsys):
     assert steps_of() == [64, 128, 192, 256, 320, 384, 448]
     assert [int(line[1:9]) for line in captured.out.splitlines() if line.startswith("[")] == [448]
     assert captured.out.splitlines()[0] == "Training PPO on toy/Counter-v0 for 448 timesteps..."
-    assert captured.err.splitlines() == ["resuming c/a.pt at step 320"]
+    # A counter's observations tell how often it was reset, which no replay of one episode brings back.
+    (message,) = captured.err.splitlines()
+    assert message.startswith("resuming c/a.pt at step 320: with new episodes")
     assert last["training"]["gradient_steps"] == first["training"]["gradient_steps"] + 4 == 14
     assert [payload["training"]["optimizer"]["step"].item() for payload in (first, last)] == [10, 14]
     assert [payload["parameters"]["actor.normalizer.count"].item() for payload in (first, last)] == [320, 448]
@@ -380,7 +382,7 @@ def test_an_interrupted_run_leaves_with_130_and_can_be_resumed(capsys, monkeypat
         with pytest.raises(SystemExit) as leaving:
             run_ppo()
     assert leaving.value.code == 130
-    assert capsys.readouterr().err.splitlines() == ["interrupted"]
+    assert capsys.readouterr().err.splitlines() == ["saved at step 128; go on with --resume", "interrupted"]
     resume()
     assert capsys.readouterr().err.splitlines() == ["resuming c/a.pt at step 128"]
     assert steps_of() == [64, 128, 192, 256, 320]
@@ -415,7 +417,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_notice(capsys):
     notices = capsys.readouterr().err.splitlines()
     assert [line for line in notices if line.startswith("passed over: c/a.pt is damaged")]
     assert [line for line in notices if line.startswith("passed over: c/a/step_0000000320.pt is damaged")]
-    assert "resuming c/a/step_0000000256.pt at step 256" in notices
+    assert any(notice.startswith("resuming c/a/step_0000000256.pt at step 256") for notice in notices)
     assert steps_of() == [64, 128, 192, 256, 320]
     assert PPOAgent.load("c/a.pt").env_steps == 320
 
@@ -512,7 +514,7 @@ def test_the_seed_decides_what_is_cloned(demos):
 
 def test_a_failing_run_closes_its_file_and_keeps_its_rows(tmp_path):
     files = RunFiles(tmp_path / "x.pt")
-    with contextlib.suppress(ZeroDivisionError), Run(files, {}) as run:
+    with contextlib.suppress(ZeroDivisionError), Run(files, {}, numerics={}) as run:
         run.log({"loss": 1.0}, 1)
         raise ZeroDivisionError
     assert run._rows._handle.closed

@@ -416,7 +416,8 @@ def test_from_a_shell_a_fault_in_a_worker_is_one_line_and_exit_code_1(fault, mes
     (tmp_path / "script.py").write_text(textwrap.dedent(script))
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    saved, line = done.stderr.splitlines()
+    assert saved == "saved at step 0; go on with --resume"
     assert line.startswith("error: ")
     assert message in line
 

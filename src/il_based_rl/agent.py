@@ -16,8 +16,8 @@ from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import ConfigError, FileFormatError, SpaceMismatchError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
 from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
-from il_based_rl.policy import MLPPolicy, arguments_from, load_parameters, require_hidden_dims
-from il_based_rl.seeding import fresh_seed, generator, torch_seed
+from il_based_rl.policy import MLPPolicy, arguments_from, copied, load_parameters, require_hidden_dims
+from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, torch_seed
 from il_based_rl.spaces import space_from_plain
 
 KIND = "bc"
@@ -188,17 +188,24 @@ class BCAgent:
         """
         return self.policy.predict(obs, None if deterministic else self._sampling)
 
-    def save(self, path: str | Path, run: dict[str, Any] | None = None) -> None:
-        """Write the student as one `.pt` file: what acting needs, and no optimiser. Else as `PPOAgent.save`."""
-        payload = {
+    def save(self, path: str | Path) -> None:
+        """Write the student as one `.pt` file; arguments and errors as in `PPOAgent.save`."""
+        write_checkpoint(path, self.payload())
+
+    def payload(self) -> dict[str, Any]:
+        """Return what `save` writes, as copies: what acting needs, and while epochs are left what learning goes on from."""
+        training = {"config": asdict(self.config), "seed": self.seed, "epochs": self.epochs}
+        if self.epochs < self.config.epochs:
+            training["optimizer"] = copied(self.optimizer.state_dict())
+            training["random"] = generator_state(self._order)
+        return {
             "kind": KIND,
             "versions": package_versions(),
             "architecture": self.policy.architecture,
-            "parameters": {name: tensor.cpu() for name, tensor in self.policy.state_dict().items()},
-            "training": {"config": asdict(self.config), "seed": self.seed, "epochs": self.epochs},
-            "run": run or {},
+            "parameters": copied(self.policy.state_dict()),
+            "training": training,
+            "run": {},
         }
-        write_checkpoint(path, payload)
 
     @classmethod
     def load(cls, path: str | Path, hidden_dims: Sequence[int] | None = None, *, device: str | torch.device = "cpu") -> BCAgent:
@@ -225,6 +232,9 @@ class BCAgent:
             load_parameters(policy, payload["parameters"])
             agent = cls(policy, BCConfig(**training["config"]), seed=training["seed"], device=device)
             agent.epochs = int(training["epochs"])
+            if "optimizer" in training:
+                agent.optimizer.load_state_dict(training["optimizer"])
+                restore_generator(agent._order, training["random"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{path} is damaged: {' '.join(str(error).split())}") from error
         return agent

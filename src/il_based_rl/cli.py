@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import tyro
 from tqdm import tqdm
 
-from il_based_rl.errors import UserError
+from il_based_rl.errors import Terminated, UserError
 
 Settings = TypeVar("Settings")
 
@@ -56,10 +58,11 @@ def run(command: Callable[[], object]) -> None:
     """Run a command; an error that the user can mend becomes one line on standard error and an exit code.
 
     Raises:
-        SystemExit: With the error's exit code, or 130 after an interrupt from the keyboard.
+        SystemExit: With the error's exit code; 130 after an interrupt from the keyboard, 143 after SIGTERM.
     """
     try:
-        command()
+        with _termination_as_exception():
+            command()
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -67,11 +70,28 @@ def run(command: Callable[[], object]) -> None:
     except MemoryError as error:
         print(f"error: out of memory: {_one_line(error)}; choose smaller networks, rollouts or data", file=sys.stderr)
         raise SystemExit(1) from error
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(getattr(interruption, "exit_code", 130)) from None
     except BrokenPipeError:
         _mute()
+
+
+@contextlib.contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated`, as Ctrl-C raises KeyboardInterrupt, so that what is open is closed and saved."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def handle(number: int, frame: object) -> None:
+        raise Terminated
+
+    if ours:
+        signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def say(text: str) -> None:

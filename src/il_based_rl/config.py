@@ -125,6 +125,8 @@ class TrainPPOConfig:
     """Evaluate and save a checkpoint at the first update at or past each multiple of this many steps."""
     eval_episodes: int = 10
     """Episodes of each evaluation, always from the same start states."""
+    max_time: float | None = None
+    """Seconds after which the run is saved and ended, to be resumed; None sets no limit."""
     vectorization: Literal["auto", "sync", "async"] = "auto"
     """Step the environments in this process (sync), in worker processes (async), or as their cost suggests (auto)."""
     env_backend: Literal["gymnasium", "envpool"] = "gymnasium"
@@ -136,6 +138,8 @@ class TrainPPOConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes")
+        if self.max_time is not None:
+            _require_positive(self, "max_time")
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
@@ -222,6 +226,10 @@ class TrainConfig:
     """Where the student goes; the run's other files lie in the folder of that name without the suffix."""
     seed: int | None = None
     """Random seed; None draws one and writes it down."""
+    resume: str | None = None
+    """Go on with a run: bare from the latest checkpoint of this save path, with a PATH from that file."""
+    max_time: float | None = None
+    """Seconds after which the run is saved and ended, to be resumed; None sets no limit."""
     device: str = "cpu"
     """Where training runs: cpu, cuda, or cuda:1 and so on."""
     bc: BCConfig = field(default_factory=BCConfig)
@@ -231,6 +239,8 @@ class TrainConfig:
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
+        if self.max_time is not None:
+            _require_positive(self, "max_time")
         if Path(self.save_path).resolve() == Path(self.demo_path).resolve():
             raise ConfigError(f"--save-path {self.save_path} is the file of demonstrations that is read; choose another")
 

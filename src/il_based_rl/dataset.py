@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,16 @@ class DemoDataset:
             "observation_shape": list(self.observations.shape[1:]),
             "action_shape": list(self.actions.shape[1:]),
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all numbers: two data sets with the same one are the same (SHA-256)."""
+        digest = hashlib.sha256()
+        for name in _ARRAYS:
+            array = np.ascontiguousarray(getattr(self, name))
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the data set as one `.npz` file.

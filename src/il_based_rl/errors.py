@@ -47,6 +47,10 @@ class FileWriteError(UserError, OSError):
     """A file cannot be written where it was asked for."""
 
 
+class LockedError(UserError, BlockingIOError):
+    """Another process is writing the same run."""
+
+
 class ResumeError(UserError, ValueError):
     """There is nothing to resume, or the settings contradict what is resumed."""
 
@@ -69,3 +73,13 @@ class TrainingDivergedError(UserError, RuntimeError):
     """The parameters of a policy are no longer finite."""
 
     exit_code = 1
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end (SIGTERM)."""
+
+    exit_code = 143
+
+
+class TimeIsUp(KeyboardInterrupt):
+    """The time that was given to a run is over."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import importlib.metadata
 import io
 import itertools
 import json
 import math
 import os
-import shutil
+import platform
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError
+from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError, LockedError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 CHECKPOINT_FORMAT = "il_based_rl checkpoint"
 ARRAYS_FORMAT = "il_based_rl demonstrations"
@@ -66,6 +72,41 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a file that no other process may hold meanwhile; it is let go when the process ends, however it ends.
+
+    Where the system has no such locks (Windows), nothing is held.
+
+    Raises:
+        LockedError: Another process holds it; it is named.
+        FileWriteError: The place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with handle:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                handle.seek(0)
+                holder = handle.read(200).strip() or "another process"
+                raise LockedError(f"{path.parent} is being written by {holder}; wait for it, or choose another path") from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        yield
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what a killed process has left half-written in a folder; of one file if a name is given, else of all."""
+    for leftover in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
+        remove_file(leftover)
+
+
 def require_writable(path: str | Path) -> None:
     """Raise FileWriteError now rather than after hours of work, if a file could not be written at `path`."""
     path = Path(path)
@@ -91,8 +132,8 @@ def _unwritable(path: str | Path, error: OSError) -> FileWriteError:
     return FileWriteError(f"cannot write {path}: {error.strerror or error}; {remedy}")
 
 
-def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
-    """Write tensors and plain values as one `.pt` file.
+def write_checkpoint(path: str | Path, payload: Mapping[str, Any], *copies: str | Path) -> None:
+    """Write tensors and plain values as one `.pt` file, and the same once more at each place of `copies`, these first.
 
     Raises:
         FileWriteError: See `atomic_file`.
@@ -101,8 +142,9 @@ def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
 
     image = io.BytesIO()  # in memory first: on a full disk torch's own writer fails in ways of its own
     torch.save({"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **payload}, image)
-    with atomic_file(path) as handle:
-        handle.write(image.getbuffer())
+    for place in (*copies, path):
+        with atomic_file(place) as handle:
+            handle.write(image.getbuffer())
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -217,12 +259,6 @@ def move_aside(path: Path) -> Path | None:
     return backup
 
 
-def copy_file(source: str | Path, target: str | Path) -> None:
-    """Copy a file as safely as it is written."""
-    with atomic_file(target) as writer, open(source, "rb") as reader:
-        shutil.copyfileobj(reader, writer)
-
-
 def remove_file(path: Path) -> None:
     """Remove a file that is no longer needed; one that cannot be removed does no harm."""
     with contextlib.suppress(OSError):
@@ -236,7 +272,7 @@ class RowFile:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -244,13 +280,17 @@ class RowFile:
         """Add one row; NaN and infinity, which JSON lacks, become null.
 
         Raises:
-            FileWriteError: The row could not be written.
+            FileWriteError: The row could not be written; the file is as it was.
         """
         finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
+        line = (json.dumps(finite) + "\n").encode()
+        end = self._handle.seek(0, os.SEEK_END)
         try:
-            self._handle.write(json.dumps(finite) + "\n")
-            self._handle.flush()
+            if self._handle.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._handle.truncate(end)
             raise _unwritable(self.path, error) from error
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -157,6 +157,11 @@ def arguments_from(architecture: Any) -> dict[str, Any]:
         "hidden_dims": hidden_dims,
         "activation": activation,
     }
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of tensors, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def load_parameters(module: nn.Module, parameters: Any) -> None:

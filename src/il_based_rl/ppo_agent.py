@@ -20,9 +20,9 @@ from il_based_rl.files import package_versions, read_checkpoint, write_checkpoin
 from il_based_rl.functional import discounted_sums, explained_variance
 from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
 from il_based_rl.networks import RewardScaler
-from il_based_rl.policy import arguments_from, load_parameters, require_hidden_dims, require_spaces
+from il_based_rl.policy import arguments_from, copied, load_parameters, require_hidden_dims, require_spaces
 from il_based_rl.ppo_updates import APPROX_KL, MEASURES, FusedUpdate, ReferenceUpdate
-from il_based_rl.rollout import FinishedEpisode, Rollouts
+from il_based_rl.rollout import FinishedEpisode, Rollouts, RolloutState, from_plain, to_plain
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, start_seeds, torch_seed
 
 KIND = "ppo"
@@ -78,6 +78,10 @@ class PPOAgent:
         self.reward_scaler = RewardScaler()
         self.env_steps = 0
         self.gradient_steps = 0
+        self.resume_level: str | None = None
+        """After `learn` was called on a loaded agent: how much of its environments is back, see `envs.LEVELS`."""
+        self._rollouts: Rollouts | None = None
+        self._since: RolloutState | None = None
         self._random = {
             "action noise": generator(self.seed, "action noise"),
             "minibatch order": generator(self.seed, "minibatch order"),
@@ -104,6 +108,7 @@ class PPOAgent:
     def learn(self, envs: Envs | gym.vector.VectorEnv[Any, Any, Any], total_timesteps: int) -> Iterator[Progress]:
         """Train until `env_steps` reaches `total_timesteps`, rounded up to whole rollouts; yield after each update.
 
+        The environments are reset at once; those of a loaded agent are brought back to where they were, if that can be done.
         Every step of a vector environment counts, the fake ones that some insert after an episode too.
         Observation and reward statistics are frozen while a rollout is collected and learned from, and take it in afterwards
         (rewards: before it is scaled), so that the policy that acted is the one whose probabilities are compared.
@@ -113,18 +118,25 @@ class PPOAgent:
             EnvironmentFaultError: An environment failed.
             TrainingDivergedError: The parameters are no longer finite.
         """
-        envs, config, actor = as_envs(envs), self.config, self.policy.actor
+        envs, actor = as_envs(envs), self.policy.actor
         require_spaces(actor, envs.observation_space, envs.action_space, "the agent", "the environments")
+        since, self._since = self._since, None
+        if since is not None and len(since.envs) != envs.num_envs:
+            since = None  # other environments than those that it learned in
         seeds = list(start_seeds(self.seed, "training environments", envs.num_envs, key=self.env_steps))
-        rollouts = Rollouts(envs, actor.head, seeds)
-        shape = (config.n_steps, envs.num_envs)
+        self._rollouts = Rollouts(envs, actor.head, seeds, since)
+        self.resume_level = None if since is None else self._rollouts.level
+        return self._updates(self._rollouts, (self.config.n_steps, envs.num_envs), total_timesteps)
+
+    def _updates(self, rollouts: Rollouts, shape: tuple[int, int], total_timesteps: int) -> Iterator[Progress]:
+        """Play, judge, update: the loop of `learn`."""
+        config, actor = self.config, self.policy.actor
         buffer = RolloutBuffer(*shape, actor.codec.size, actor.head.num_actions, actor.head.raw_dtype)
-        discounted = np.zeros(envs.num_envs)
         while self.env_steps < total_timesteps:
             noise = actor.head.noise(self._random["action noise"], shape, self.policy.log_std_array())
             episodes = rollouts.fill(buffer, actor.as_numpy(), noise)
             true_rewards = np.where(buffer.valid, buffer.rewards, 0.0)
-            sums, discounted = discounted_sums(true_rewards, buffer.done, discounted, config.gamma)
+            sums, rollouts.discounted = discounted_sums(true_rewards, buffer.done, rollouts.discounted, config.gamma)
             if config.normalize_reward:
                 self.reward_scaler.update(buffer.flat(sums))
             batch = self._batch(buffer, rollouts.features)
@@ -229,33 +241,33 @@ class PPOAgent:
             return self.policy.actor.predict(obs)
         return self.policy.actor.predict(obs, self._random["sampled predictions"], self.policy.log_std_array())
 
-    def save(self, path: str | Path, run: dict[str, Any] | None = None) -> None:
-        """Write everything that learning goes on from as one `.pt` file.
-
-        Args:
-            path: Where; parent folders are made.
-            run: Plain values that whoever runs the training keeps beside it.
+    def save(self, path: str | Path) -> None:
+        """Write everything that learning goes on from as one `.pt` file; parent folders are made.
 
         Raises:
             FileWriteError: The file cannot be written; an older one is as it was.
         """
-        payload = {
+        write_checkpoint(path, self.payload())
+
+    def payload(self) -> dict[str, Any]:
+        """Return what `save` writes: copies, so that it stays what it is while learning goes on."""
+        return {
             "kind": KIND,
             "versions": package_versions(),
             "architecture": self.policy.actor.architecture,
-            "parameters": {name: tensor.cpu() for name, tensor in self.policy.state_dict().items()},
+            "parameters": copied(self.policy.state_dict()),
             "training": {
                 "config": asdict(self.config),
                 "seed": self.seed,
                 "env_steps": self.env_steps,
                 "gradient_steps": self.gradient_steps,
-                "optimizer": self.optimizer.state_dict(),
-                "reward_scaler": self.reward_scaler.state_dict(),
+                "optimizer": copied(self.optimizer.state_dict()),
+                "reward_scaler": copied(self.reward_scaler.state_dict()),
                 "random": {name: generator_state(random) for name, random in self._random.items()},
+                "environments": None if self._rollouts is None else to_plain(self._rollouts.state()),
             },
-            "run": run or {},
+            "run": {},
         }
-        write_checkpoint(path, payload)
 
     @classmethod
     def load(
@@ -299,6 +311,8 @@ class PPOAgent:
             agent.env_steps, agent.gradient_steps = int(training["env_steps"]), int(training["gradient_steps"])
             for name, random in agent._random.items():
                 restore_generator(random, training["random"][name])
+            if training["environments"] is not None:
+                agent._since = from_plain(training["environments"], policy.actor)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise FileFormatError(f"{path} is damaged: {' '.join(str(error).split())}") from error
         return agent

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import torch
 
 from il_based_rl.buffer import RolloutBuffer
 from il_based_rl.cli import notice
-from il_based_rl.envs import Envs, Player, make_players
+from il_based_rl.envs import EXACT, FROM_WEIGHTS, LEVELS, REPLAYED_STEPS, Envs, EnvState, Player, make_players
 from il_based_rl.heads import ActionHead
 from il_based_rl.networks import NumpyFunction
+from il_based_rl.policy import MLPPolicy
 from il_based_rl.spaces import ObservationCodec
 
 Actor = Callable[[Sequence[Player]], np.ndarray]
@@ -32,6 +35,19 @@ class FinishedEpisode:
     length: int
 
 
+@dataclass(frozen=True)
+class RolloutState:
+    """Where the environments of a training run are, and what their running episodes have brought. Arrays of shape (N,)."""
+
+    envs: list[EnvState | None]
+    discounted: np.ndarray
+    """Discounted sum of rewards."""
+    total_rewards: np.ndarray
+    """Sum of rewards."""
+    lengths: np.ndarray
+    """Steps before the next rollout."""
+
+
 class Rollouts:
     """A policy at work in environments that never stop: each `fill` goes on where the last one ended.
 
@@ -39,15 +55,34 @@ class Rollouts:
         envs: The environments.
         head: The policy's kind of action.
         seeds: One for each environment's first reset.
+        since: What `state` returned, to go on from there.
     """
 
-    def __init__(self, envs: Envs, head: ActionHead, seeds: Sequence[int]) -> None:
+    def __init__(self, envs: Envs, head: ActionHead, seeds: Sequence[int], since: RolloutState | None = None) -> None:
         self._envs, self._head = envs, head
         self._codec = ObservationCodec(envs.observation_space)
-        self.features = self._codec.features(envs.reset(seeds))
-        """Features of the observations to act upon next. Shape (N, O)."""
+        self.discounted = np.zeros(envs.num_envs)
+        """Discounted sum of each running episode's rewards. Shape (N,)."""
         self._total_rewards = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, np.int64)
+        self.level = EXACT
+        """How much of the environments is as it was in `since`; the least of all."""
+        if since is None or None in since.envs:
+            rows, self.level = envs.reset(seeds), EXACT if since is None else FROM_WEIGHTS
+        else:
+            rows, levels = envs.restore([state for state in since.envs if state is not None])
+            self.level = max(levels, key=LEVELS.index)
+            same_episode = np.array([level == EXACT for level in levels])
+            self.discounted = np.where(same_episode, since.discounted, 0.0)
+            self._total_rewards = np.where(same_episode, since.total_rewards, 0.0)
+            self._lengths = np.where(same_episode, since.lengths, 0)
+        self.features = np.array(self._codec.features(rows))
+        """Features of the observations to act upon next. Shape (N, O)."""
+
+    def state(self) -> RolloutState:
+        """Return what it takes to go on from here."""
+        running = (self.discounted, self._total_rewards, self._lengths)
+        return RolloutState(self._envs.states(), *(np.array(each) for each in running))
 
     def fill(self, buffer: RolloutBuffer, actor: NumpyFunction, noise: np.ndarray) -> list[FinishedEpisode]:
         """Act until the buffer is full.
@@ -91,6 +126,49 @@ class Rollouts:
             self._total_rewards[i] += rewards[start:, i].sum()
             self._lengths[i] += buffer.valid[start:, i].sum()
         return episodes
+
+
+def to_plain(state: RolloutState) -> dict[str, Any]:
+    """Describe a state by tensors and plain values, as a checkpoint holds them; `from_plain` reads it again."""
+    numbers = {name: torch.from_numpy(getattr(state, name)) for name in ("discounted", "total_rewards", "lengths")}
+    return {**numbers, "envs": [None if each is None else _plain_env(each) for each in state.envs]}
+
+
+def _plain_env(state: EnvState) -> dict[str, Any] | None:
+    try:
+        tensors = {name: None if (x := getattr(state, name)) is None else torch.from_numpy(x) for name in ("actions", "row")}
+    except TypeError:  # a number type that tensors lack
+        return None
+    return {**asdict(state), **tensors}
+
+
+def from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> RolloutState:
+    """Build the state that `to_plain` described, for environments of a policy's spaces.
+
+    Raises:
+        ValueError: It contradicts itself, or is of other spaces.
+    """
+    envs = [None if each is None else _env_from_plain(each, policy) for each in plain["envs"]]
+    numbers = [plain[name].numpy() for name in ("discounted", "total_rewards", "lengths")]
+    if any(each.shape != (len(envs),) or not np.isfinite(each).all() for each in numbers):
+        raise ValueError("the running episodes' sums do not fit the environments")
+    return RolloutState(envs, *numbers)
+
+
+def _env_from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> EnvState:
+    actions: Any = None if plain["actions"] is None else plain["actions"].numpy()
+    row = plain["row"].numpy()
+    generator = np.random.PCG64()
+    for state in (plain["generator"], plain["generator_at_reset"] or plain["generator"]):
+        generator.state = state  # refuses what is no state
+    steps, shape = -1 if actions is None else len(actions), policy.action_space.shape or ()
+    if row.shape != policy.codec.row_shape or (steps > 0 and actions.shape[1:] != shape):
+        raise ValueError("an environment's observation or actions are not of the policy's spaces")
+    if steps > REPLAYED_STEPS or int(plain["episode"]) < 1 or not 0 <= int(plain["seed"]) < 2**63:
+        raise ValueError("an environment's steps, episode or seed are out of range")
+    if steps > 0 and not np.isfinite(actions).all():
+        raise ValueError("an environment's actions are not finite")
+    return EnvState(**{**plain, "actions": actions, "row": row})
 
 
 @dataclass(frozen=True)

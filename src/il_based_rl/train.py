@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
-from il_based_rl.config import TrainConfig
+from il_based_rl.config import BCConfig, TrainConfig, WandbConfig
+from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp
+from il_based_rl.experiment import Checkpoint, resumed_checkpoint
 
 if TYPE_CHECKING:
     from il_based_rl.agent import BCAgent
+    from il_based_rl.dataset import DemoDataset
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
@@ -18,14 +22,30 @@ _LINES = 10
 """About as many lines are printed, whatever the number of epochs."""
 
 
+_FIXED_AT_RESUME = ("hidden_dims", "seed", "bc")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl train`."""
-    description = "Clone a student from demonstrations."
-    cli.run(lambda: train(cli.parse(TrainConfig(), argv, prog="il-rl train", description=description)))
+
+    def command() -> None:
+        defaults, checkpoint = TrainConfig(), None
+        resume = cli.given("--resume", argv)
+        if resume is not None and not cli.asks_for_help(argv):
+            checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
+            defaults = _stored_settings(checkpoint)  # what the command line leaves out is as in that run
+        config = cli.parse(defaults, argv, prog="il-rl train", description="Clone a student from demonstrations.")
+        train(config, checkpoint)
+
+    cli.run(command)
 
 
-def train(config: TrainConfig) -> BCAgent:
+def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
     """Clone a student, print its progress, and write it.
+
+    Args:
+        config: All settings.
+        checkpoint: What `config.resume` names, where it was read already.
 
     Returns:
         The student after its last epoch.
@@ -37,33 +57,86 @@ def train(config: TrainConfig) -> BCAgent:
 
     from il_based_rl.agent import BCAgent
     from il_based_rl.dataset import DemoDataset
-    from il_based_rl.experiment.hardware import fitting_threads, require_device
+    from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
+    from il_based_rl.experiment.time_limit import time_limit
     from il_based_rl.experiment.wandb_sink import open_sink, require_wandb
-    from il_based_rl.seeding import fresh_seed
 
     require_device(config.device)
     if config.tracking.wandb:
         require_wandb()
+    if config.resume is not None and checkpoint is None:
+        checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
     dataset = DemoDataset.load(config.demo_path)
-    config = replace(config, seed=fresh_seed() if config.seed is None else config.seed)
-    agent = BCAgent.for_dataset(dataset, config.bc, hidden_dims=config.hidden_dims, seed=config.seed, device=config.device)
+    agent, config = _begin(config, dataset, checkpoint)
     agent.require_fits(dataset)
     files.require_writable()
     cli.say(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...")
+    if agent.epochs >= config.bc.epochs:
+        cli.notice(f"the run is finished: it has had its {agent.epochs} epochs")
+        return agent
     fast_path = cli.notice_path(agent.reason_against_fast_path)
-    sink = open_sink(config.tracking, asdict(config), f"{dataset.metadata.get('env_id')}_{config.bc.epochs}")
-    bar = tqdm(total=config.bc.epochs, unit="epoch", leave=False, disable=None)
-    with fitting_threads(config.hidden_dims), bar, Run(files, asdict(config), sink=sink) as run:
-        for progress in agent.learn(dataset):
-            run.log(progress.metrics | {"fast_path": fast_path}, progress.epoch)
-            bar.update()
-            if progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or progress.epoch == config.bc.epochs:
-                cli.say(_line(progress.epoch, progress.metrics))
-        run.save(agent)
-    cli.say(f"Student saved to {config.save_path}")
-    return agent
+    settings = asdict(config) | {"demonstrations": dataset.fingerprint}
+    sink = open_sink(config.tracking, settings, f"{dataset.metadata.get('env_id')}_{config.bc.epochs}")
+    bar = tqdm(total=config.bc.epochs, initial=agent.epochs, unit="epoch", leave=False, disable=None)
+    with fitting_threads(config.hidden_dims):
+        run = Run(
+            files,
+            settings,
+            numerics=numerics(config.device),
+            resumed_from=checkpoint,
+            step=agent.epochs,
+            level="exact",
+            sink=sink,
+        )
+        with contextlib.suppress(TimeIsUp), bar, run, time_limit(config.max_time):
+            run.keep(agent, agent.epochs)
+            run.save()
+            for progress in agent.learn(dataset):
+                run.log(progress.metrics | {"fast_path": fast_path}, progress.epoch)
+                run.keep(agent, progress.epoch)
+                bar.update()
+                if progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or progress.epoch == config.bc.epochs:
+                    run.checkpoint()
+                    cli.say(_line(progress.epoch, progress.metrics))
+            cli.say(f"Student saved to {config.save_path}")
+    return BCAgent.from_payload(run.kept, config.save_path, device=config.device)
+
+
+def _begin(config: TrainConfig, dataset: DemoDataset, checkpoint: Checkpoint | None) -> tuple[BCAgent, TrainConfig]:
+    """Return a fresh student or the resumed one, and the settings made complete."""
+    from il_based_rl.agent import BCAgent
+    from il_based_rl.seeding import fresh_seed
+
+    if checkpoint is None:
+        config = replace(config, seed=fresh_seed() if config.seed is None else config.seed)
+        agent = BCAgent.for_dataset(dataset, config.bc, hidden_dims=config.hidden_dims, seed=config.seed, device=config.device)
+        return agent, config
+    path, payload = checkpoint
+    stored = _stored_settings(checkpoint)
+    for name in _FIXED_AT_RESUME:
+        if getattr(stored, name) != getattr(config, name):
+            raise ResumeError(
+                f"{path} was trained with {name} {getattr(stored, name)}, not {getattr(config, name)}; "
+                "leave the flag out, or start afresh without --resume"
+            )
+    if payload["run"]["settings"].get("demonstrations") != dataset.fingerprint:
+        raise ResumeError(f"{config.demo_path} holds other demonstrations than those that {path} was trained on")
+    return BCAgent.from_payload(payload, path, config.hidden_dims, device=config.device), config
+
+
+def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:
+    """Return the settings of the run that wrote a checkpoint."""
+    path, payload = checkpoint
+    if payload.get("kind") != "bc":
+        raise ResumeError(f"{path} holds a {payload.get('kind')} agent, not a student that train can go on with")
+    try:
+        settings = {name: value for name, value in payload["run"]["settings"].items() if name != "demonstrations"}
+        parts = {"bc": BCConfig(**settings["bc"]), "tracking": WandbConfig(**settings["tracking"])}
+        return TrainConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"{path} holds no settings that train can go on with: {error}") from error
 
 
 def _line(epoch: int, metrics: dict[str, float]) -> str:

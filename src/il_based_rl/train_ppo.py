@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from il_based_rl import cli
 from il_based_rl.config import PPOConfig, TrainPPOConfig, WandbConfig
-from il_based_rl.errors import FileFormatError, ResumeError
+from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp
+from il_based_rl.experiment import Checkpoint, resumed_checkpoint
 
 if TYPE_CHECKING:
     from il_based_rl.envs import Envs
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from il_based_rl.rollout import FinishedEpisode
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
-
-Checkpoint = tuple[Path, dict[str, Any]]
-"""A checkpoint's path, and what was read from it."""
 
 _FIXED_AT_RESUME = ("env_id", "num_envs", "hidden_dims", "seed")
 
@@ -31,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         defaults, checkpoint = TrainPPOConfig(), None
         resume = cli.given("--resume", argv)
         if resume is not None and not cli.asks_for_help(argv):
-            checkpoint = _resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
+            checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
             defaults = _stored_settings(checkpoint)  # what the command line leaves out is as in that run
         config = cli.parse(defaults, argv, prog="il-rl train-ppo", description="Train an expert with PPO.")
         train_ppo(config, checkpoint)
@@ -56,10 +54,11 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
 
     from il_based_rl.envs import make_envs
     from il_based_rl.evaluate import play_evaluation
-    from il_based_rl.experiment.hardware import fitting_threads, require_device
+    from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
-    from il_based_rl.experiment.signals import deferred_interrupt
+    from il_based_rl.experiment.time_limit import time_limit
     from il_based_rl.experiment.wandb_sink import open_sink, require_wandb
+    from il_based_rl.ppo_agent import PPOAgent
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.seeding import start_seeds
 
@@ -67,7 +66,7 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
     if config.tracking.wandb:
         require_wandb()
     if config.resume is not None and checkpoint is None:
-        checkpoint = _resumed_checkpoint(config.resume, config.save_path)
+        checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
     with (
         fitting_threads(config.hidden_dims),
@@ -85,28 +84,34 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
         fast_path = cli.notice_path(agent.reason_against_fast_path)
         evaluation_seeds = list(start_seeds(agent.seed, "evaluation in training", config.eval_episodes))
         sink = open_sink(config.tracking, asdict(config), f"{config.env_id}_{config.total_timesteps}")
+        updates = agent.learn(envs, config.total_timesteps)
         bar = tqdm(total=config.total_timesteps, initial=agent.env_steps, unit="step", leave=False, disable=None)
-        run = Run(files, asdict(config), resumed_from=checkpoint, step=agent.env_steps, sink=sink)
-        with bar, run, deferred_interrupt() as interrupted:
-            run.save(agent)
-            for progress in agent.learn(envs, config.total_timesteps):
+        run = Run(
+            files,
+            asdict(config),
+            numerics=numerics(config.device),
+            resumed_from=checkpoint,
+            step=agent.env_steps,
+            level=agent.resume_level,
+            sink=sink,
+        )
+        with contextlib.suppress(TimeIsUp), bar, run, time_limit(config.max_time):
+            run.keep(agent, agent.env_steps)
+            run.save()
+            for progress in updates:
                 metrics = progress.metrics | _episode_means(progress.episodes) | {"fast_path": fast_path}
                 evaluate = progress.passes_multiple_of(config.eval_interval)
                 if evaluate:
                     metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds).mean
-                run.log(metrics, progress.env_steps)  # before the checkpoint, which takes later rows back when it is resumed
+                run.log(metrics, progress.env_steps)
+                run.keep(agent, progress.env_steps, metrics.get("eval_reward"))
                 if evaluate:
-                    run.checkpoint(agent, progress.env_steps, metrics["eval_reward"])
+                    run.checkpoint()
                     cli.say(_line(progress.env_steps, metrics))
                 bar.update(progress.env_steps - bar.n)
-                if interrupted():
-                    break
-            run.save(agent)
-        if interrupted():
-            cli.notice(f"saved at step {agent.env_steps}; go on with --resume")
-            raise KeyboardInterrupt
+            run.save()
         cli.say(f"Checkpoint saved to {config.save_path}")
-    return agent
+    return PPOAgent.from_payload(run.kept, config.save_path, device=config.device)
 
 
 def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) -> tuple[PPOAgent, TrainPPOConfig]:
@@ -140,15 +145,7 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
     agent = PPOAgent.from_payload(payload, path, config.hidden_dims, device=config.device)
     agent.config = config.ppo
     require_spaces(agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
-    cli.notice(f"resuming {path} at step {agent.env_steps}")
     return agent, config
-
-
-def _resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
-    from il_based_rl.experiment.run import RunFiles
-    from il_based_rl.files import read_checkpoint
-
-    return RunFiles(save_path).latest_checkpoint() if resume == cli.LATEST else (Path(resume), read_checkpoint(resume))
 
 
 def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:

@@ -13,13 +13,19 @@ import gymnasium as gym
 
 from il_based_rl.envs.in_process import InProcessEnvs
 from il_based_rl.envs.pool import EnvPoolEnvs
-from il_based_rl.envs.record import Envs, StepRecord
-from il_based_rl.envs.single import Player, make_env
+from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, LEVELS, Envs, EnvState, StepRecord
+from il_based_rl.envs.single import REPLAYED_STEPS, Player, make_env
 from il_based_rl.envs.vector_env import VectorEnvs
 from il_based_rl.envs.workers import WorkerEnvs, pays_to_share
 
 __all__ = [
+    "EXACT",
+    "FROM_EPISODE",
+    "FROM_WEIGHTS",
+    "LEVELS",
+    "REPLAYED_STEPS",
     "EnvPoolEnvs",
+    "EnvState",
     "Envs",
     "InProcessEnvs",
     "Player",

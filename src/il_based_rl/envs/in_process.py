@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from il_based_rl.envs.record import StepRecord
+from il_based_rl.envs.record import EnvState, StepRecord
 from il_based_rl.envs.single import Player, make_env
 
 
@@ -73,6 +73,19 @@ class InProcessEnvs:
             record.rows[i], record.rewards[i] = player.row, reward
             record.terminated[i], record.truncated[i] = terminated, truncated
         return record
+
+    def states(self) -> list[EnvState | None]:
+        """See `Envs`."""
+        return [player.state() for player in self._players]
+
+    def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
+        """See `Envs`."""
+        levels = []
+        for i, (player, state) in enumerate(zip(self._players, states, strict=True)):
+            self._note(player.index, state.episode, 0)
+            levels.append(player.restore(state))
+            self.record.rows[i] = player.row
+        return self.record.rows, levels
 
     def _note(self, index: int, episode: int, step: int) -> None:
         if self.watch is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from il_based_rl.envs.record import StepRecord
+from il_based_rl.envs.record import EnvState, StepRecord
 from il_based_rl.envs.single import make_env
 from il_based_rl.envs.vector_env import VectorEnvs
 from il_based_rl.errors import EnvironmentFaultError, MissingExtraError, UnknownEnvironmentError
@@ -71,6 +71,14 @@ class EnvPoolEnvs:
         if self._envs is None:
             raise EnvironmentFaultError("environments are stepped before their first reset; call reset first")
         return self._envs.step(actions)
+
+    def states(self) -> list[EnvState | None]:
+        """See `Envs`; what is inside cannot be known."""
+        return [None] * self.num_envs
+
+    def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
+        """Raise NotImplementedError; there are no states to come back to."""
+        raise NotImplementedError("these environments give no states to come back to")
 
     def close(self) -> None:
         """See `Envs`."""

@@ -29,6 +29,29 @@ class StepRecord:
     """False where no step was taken, as the environment was being reset. Shape (N,), bool."""
 
 
+EXACT, FROM_EPISODE, FROM_WEIGHTS = "exact", "episode", "weights"
+"""How much of the environments a resumed run has back: everything; their generators, with new episodes; nothing."""
+LEVELS = (EXACT, FROM_EPISODE, FROM_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class EnvState:
+    """A moment in an environment's life, as what leads to it; what is inside most environments cannot be read or written."""
+
+    seed: int
+    """Of the last reset that was given one."""
+    episode: int
+    """Episodes begun since then, the running one included."""
+    generator_at_reset: dict[str, Any] | None
+    """State of the environment's random generator when the running episode began; None where `seed` began it."""
+    generator: dict[str, Any]
+    """State of that generator now."""
+    actions: np.ndarray | None
+    """Actions of the running episode, shape (steps, *action); None where they are too many to keep."""
+    row: np.ndarray
+    """The present observation. Shape (*row,)."""
+
+
 class Envs(Protocol):
     """N environments stepped side by side, each starting its next episode by itself."""
 
@@ -41,6 +64,12 @@ class Envs(Protocol):
 
     def step(self, actions: np.ndarray) -> StepRecord:
         """Step each with its action, shape (N, *action)."""
+
+    def states(self) -> list[EnvState | None]:
+        """Return what `restore` needs to come back to this moment; None for an environment of which nothing can be known."""
+
+    def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
+        """Come back to a moment; return the rows, shape (N, *row), and how much of each environment is back."""
 
     def close(self) -> None:
         """Close them all."""

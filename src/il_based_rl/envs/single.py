@@ -11,8 +11,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, EnvState
 from il_based_rl.errors import EnvironmentFaultError, MissingExtraError, UnknownEnvironmentError
 from il_based_rl.spaces import ObservationCodec
+
+REPLAYED_STEPS = 20_000
+"""An episode's actions are kept for a replay up to so many; a longer one is begun anew when a run is resumed."""
 
 
 def make_env(env_id: str | EnvSpec) -> gym.Env[Any, Any]:
@@ -75,6 +79,8 @@ class Player:
         self.row: np.ndarray = np.zeros(0)
         """The present observation as a row."""
         self._action: Any = None
+        self._actions: list[Any] = []
+        self._generator_at_reset: dict[str, Any] | None = None
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode.
@@ -84,7 +90,8 @@ class Player:
         """
         if seed is not None:
             self.seed, self.episode = seed, 0
-        self.episode, self.steps, self._action = self.episode + 1, 0, None
+        self._generator_at_reset = self._generator_state() if seed is None else None
+        self.episode, self.steps, self._action, self._actions = self.episode + 1, 0, None, []
         try:
             self.obs, _ = self.env.reset(seed=seed)
             self.row = self.codec.row(self.obs)
@@ -103,6 +110,8 @@ class Player:
         """
         self._action = action
         self.steps += 1
+        if self.steps <= REPLAYED_STEPS:
+            self._actions.append(action)
         try:
             self.obs, reward, terminated, truncated, _ = self.env.step(action)
             reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
@@ -111,6 +120,64 @@ class Player:
             raise self._fault(_describe(error)) from error
         self._require_finite(reward)
         return reward, bool(terminated), bool(truncated)
+
+    def state(self) -> EnvState | None:
+        """Return what `restore` needs to come back to this moment; None where the environment has no generator of ours."""
+        generator = self._generator_state()
+        if self.seed is None or generator is None:
+            return None
+        return EnvState(
+            seed=self.seed,
+            episode=self.episode,
+            generator_at_reset=self._generator_at_reset,
+            generator=generator,
+            actions=np.array(self._actions) if self.steps == len(self._actions) else None,
+            row=np.array(self.row),
+        )
+
+    def restore(self, state: EnvState) -> str:
+        """Come back to a moment by playing its episode again, action by action.
+
+        Returns:
+            `EXACT` if that led to the same observation and the same state of the environment's generator; `FROM_EPISODE` if
+            it did not, so that a new episode begins from that state; `FROM_WEIGHTS` if there is no such state either.
+
+        Raises:
+            EnvironmentFaultError: As in `reset`.
+        """
+        self.reset(state.seed)
+        if self._generator_state() is None:
+            return FROM_WEIGHTS
+        if self._replayed(state):
+            return EXACT
+        self.reset(state.seed)
+        self.episode = state.episode
+        self.env.unwrapped.np_random.bit_generator.state = state.generator
+        self.reset()
+        return FROM_EPISODE
+
+    def _replayed(self, state: EnvState) -> bool:
+        if state.actions is None:
+            return False
+        try:
+            if state.generator_at_reset is not None:
+                self.episode = state.episode - 1
+                self.env.unwrapped.np_random.bit_generator.state = state.generator_at_reset
+                self.reset()
+            for action in state.actions:
+                _, terminated, truncated = self.step(action)
+                if terminated or truncated:
+                    return False
+        except EnvironmentFaultError:
+            return False
+        return np.array_equal(self.row, state.row) and self._generator_state() == state.generator
+
+    def _generator_state(self) -> dict[str, Any] | None:
+        """State of the random generator that Gymnasium gives every environment, where it is of the usual kind."""
+        generator = getattr(self.env.unwrapped, "np_random", None)
+        if isinstance(generator, np.random.Generator) and isinstance(generator.bit_generator, np.random.PCG64):
+            return dict(generator.bit_generator.state)
+        return None
 
     def _require_finite(self, reward: float) -> None:
         if not math.isfinite(reward):

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from il_based_rl.envs.record import StepRecord
+from il_based_rl.envs.record import EnvState, StepRecord
 from il_based_rl.envs.single import short
 from il_based_rl.errors import ConfigError, EnvironmentFaultError
 from il_based_rl.spaces import ObservationCodec
@@ -87,6 +87,14 @@ class VectorEnvs:
                 f"{rewards[i]} is not finite"
             )
         return rows
+
+    def states(self) -> list[EnvState | None]:
+        """See `Envs`; what is inside cannot be known."""
+        return [None] * self.num_envs
+
+    def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
+        """Raise NotImplementedError; there are no states to come back to."""
+        raise NotImplementedError("these environments give no states to come back to")
 
     def close(self) -> None:
         """See `Envs`."""

@@ -19,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 from threadpoolctl import threadpool_limits
 
 from il_based_rl.envs.in_process import InProcessEnvs, Watch
-from il_based_rl.envs.record import StepRecord
+from il_based_rl.envs.record import EnvState, StepRecord
 from il_based_rl.envs.single import Player, make_env, place
 from il_based_rl.errors import ConfigError, EnvironmentFaultError, UserError
 from il_based_rl.spaces import ObservationCodec
@@ -36,7 +36,7 @@ _PROBE_STEPS = 32
 def pays_to_share(env_id: str, num_envs: int) -> bool:
     """Whether environments take long enough to step, on this machine, to be stepped by worker processes."""
     spared = num_envs - math.ceil(num_envs / (os.cpu_count() or 1))  # steps one after the other
-    if spared == 0:
+    if spared == 0 or multiprocessing.current_process().daemon:  # a daemon, such as a pool's process, may have no children
         return False
     player, taken = Player(make_env(env_id)), list[float]()
     player.env.action_space.seed(0)
@@ -100,12 +100,12 @@ class WorkerEnvs:
         self._workers: list[_Worker] = []
         try:
             for w, part in enumerate(self._slices):
-                reports, theirs = context.Pipe(duplex=False)
+                pipe, theirs = context.Pipe()
                 go, done = context.Semaphore(0), context.Semaphore(0)
                 process = context.Process(target=_work, args=(w, theirs, go, done, spec, part, memory), daemon=True)
                 _start(process, env_id)
                 theirs.close()
-                self._workers.append(_Worker(process, reports, go, done))
+                self._workers.append(_Worker(process, pipe, go, done))
             self._answers(STARTING_SECONDS)
         except BaseException:
             self.close()
@@ -130,6 +130,37 @@ class WorkerEnvs:
         finals = {int(i): np.array(shared["final_rows"][i]) for i in done}
         return StepRecord(shared["rows"], shared["rewards"], shared["terminated"], shared["truncated"], finals, self._valid)
 
+    def states(self) -> list[EnvState | None]:
+        """See `Envs`."""
+        self._order(_STATES)
+        states = [state for w in range(len(self._workers)) for state in self._received(w)]
+        self._answers(ANSWER_SECONDS)
+        return states
+
+    def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
+        """See `Envs`."""
+        self._shared["seeds"][:] = [state.seed for state in states]
+        self._order(_RESTORE)
+        for worker, part in zip(self._workers, self._slices, strict=True):
+            worker.pipe.send(list(states[part]))
+        levels = [level for w in range(len(self._workers)) for level in self._received(w)]
+        self._answers(ANSWER_SECONDS)
+        return self._shared["rows"], levels
+
+    def _received(self, w: int) -> list[Any]:
+        """Read what a worker sends before it is done; raise what it reports instead."""
+        worker, limit = self._workers[w], time.monotonic() + STARTING_SECONDS
+        while not worker.pipe.poll(_LOOK_SECONDS):
+            if not worker.process.is_alive() or time.monotonic() > limit:
+                break
+        try:
+            answer = worker.pipe.recv() if worker.pipe.poll() else None
+        except (EOFError, OSError):
+            answer = None
+        if isinstance(answer, list):
+            return answer
+        raise EnvironmentFaultError(answer) if answer is not None else self._fault(w, _exit_of(worker.process))
+
     def _order(self, command: int) -> None:
         self._shared["commands"][:] = command
         for worker in self._workers:
@@ -146,7 +177,7 @@ class WorkerEnvs:
                     raise self._fault(w, f"has not answered for {patience:.0f} s")
         for w, failed in enumerate(self._shared["failed"]):
             if failed:
-                raise EnvironmentFaultError(self._workers[w].reports.recv_bytes().decode())
+                raise EnvironmentFaultError(self._workers[w].pipe.recv())
 
     def _fault(self, w: int, what: str) -> EnvironmentFaultError:
         """Say what became of a worker, and in which environment."""
@@ -160,12 +191,13 @@ class WorkerEnvs:
     def close(self) -> None:
         """See `Envs`."""
         self._order(_CLOSE)
+        limit = time.monotonic() + _CLOSING_SECONDS
         for worker in self._workers:
-            worker.process.join(0.5)  # one that is inside a step does not hear
-            if worker.process.is_alive():
+            worker.process.join(max(0.0, limit - time.monotonic()))
+            if worker.process.is_alive():  # one that is inside a step does not hear
                 worker.process.kill()
                 worker.process.join()
-            worker.reports.close()
+            worker.pipe.close()
         self._workers = []
 
     def __enter__(self) -> WorkerEnvs:
@@ -175,7 +207,9 @@ class WorkerEnvs:
         self.close()
 
 
-_RESET, _STEP, _CLOSE = range(3)
+_RESET, _STEP, _STATES, _RESTORE, _CLOSE = range(5)
+_CLOSING_SECONDS = 0.5
+"""For so long workers may take leave; what they would still do is of no use to anybody."""
 _LOOK_SECONDS = 0.1
 """How often somebody who waits looks whether the other side is still alive."""
 
@@ -183,8 +217,8 @@ _LOOK_SECONDS = 0.1
 @dataclass(frozen=True)
 class _Worker:
     process: Any
-    reports: Connection
-    """What went wrong, in words."""
+    pipe: Connection
+    """For what is said seldom: states, and what went wrong, in words."""
     go: Any
     """Semaphore: there is a command."""
     done: Any
@@ -213,9 +247,10 @@ def _views(memory: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def _work(w: int, reports: Connection, go: Any, done: Any, spec: EnvSpec, part: slice, memory: dict[str, Any]) -> None:
+def _work(w: int, pipe: Connection, go: Any, done: Any, spec: EnvSpec, part: slice, memory: dict[str, Any]) -> None:
     """Step the environments of one part, until told to close or the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides when to end
     for library in ("OMP", "OPENBLAS", "MKL"):  # for those that an environment imports; the others are limited below
         os.environ[f"{library}_NUM_THREADS"] = "1"
     shared = _views(memory)
@@ -233,12 +268,17 @@ def _work(w: int, reports: Connection, go: Any, done: Any, spec: EnvSpec, part: 
                     # A copy of the actions, as an environment may keep what it is given.
                     for i, row in envs.step(np.array(actions)).final_rows.items():
                         final_rows[i] = row
-                else:
+                elif command == _RESET:
                     envs.reset(seeds.tolist())
+                elif command == _STATES:
+                    pipe.send(envs.states())
+                else:
+                    pipe.send(envs.restore(pipe.recv())[1])
                 done.release()
         except Exception as error:  # sent as a text, as an exception of another author's need not survive the way
             known = f"environments {part.start} to {part.stop - 1}: {type(error).__name__}: {error}"
-            reports.send_bytes((str(error) if isinstance(error, UserError) else known).encode())
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                pipe.send(str(error) if isinstance(error, UserError) else known)
             shared["failed"][w] = 1
             done.release()
         finally:

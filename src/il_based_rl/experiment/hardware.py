@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Iterator, Sequence
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from il_based_rl.errors import ConfigError
+from il_based_rl.files import package_versions
 
 SMALL_WIDTH = 512
 """Up to this layer width one thread is quickest: a minibatch is done before a second one has woken up."""
@@ -27,6 +29,18 @@ def fitting_threads(hidden_dims: Sequence[int]) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def numerics(device: str) -> dict[str, str]:
+    """Return what the sums of floats depend on beside the seed."""
+    libraries = sorted(f"{found['internal_api']} {found.get('architecture', '')}".strip() for found in threadpool_info())
+    return {
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "threads": str(torch.get_num_threads()),
+        "linear algebra": ", ".join(libraries),
+        **{name: version for name, version in package_versions().items() if name != "il_based_rl"},
+    }
 
 
 def require_device(device: str) -> None:

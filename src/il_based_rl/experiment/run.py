@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -15,16 +15,24 @@ from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError
 from il_based_rl.experiment.wandb_sink import WandbSink
 from il_based_rl.files import (
     RowFile,
-    copy_file,
+    exclusive,
     move_aside,
     read_checkpoint,
     read_rows,
     remove_file,
     require_writable,
     rewrite_rows,
+    sweep,
+    write_checkpoint,
 )
 
 _KEPT_CHECKPOINTS = 3
+_MOST_FAILED_SAVES = 3
+_LEVELS = {
+    "exact": "exactly as if it had run straight through",
+    "episode": "with new episodes, drawn from its own random streams",
+    "weights": "with environments that start anew",
+}
 
 
 class RunFiles:
@@ -52,6 +60,14 @@ class RunFiles:
     def all_periodic(self) -> list[Path]:
         """Return the periodic checkpoints, the newest first."""
         return sorted(self.folder.glob("step_*.pt"), reverse=True)
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the run's places, so that no other process writes them; what a killed one has left half-written is removed."""
+        with exclusive(self.folder / ".lock"):
+            sweep(self.folder)
+            sweep(self.save_path.parent, self.save_path.name)
+            yield
 
     def require_writable(self) -> None:
         """Raise FileWriteError now if the run could not be written."""
@@ -86,8 +102,8 @@ class RunFiles:
 
     def _step_of(self, path: Path) -> float:
         try:
-            return float(read_checkpoint(path)["training"]["env_steps"])
-        except (FileFormatError, KeyError, TypeError):
+            return _step_in(read_checkpoint(path))
+        except FileFormatError:
             return math.inf
 
     def latest_checkpoint(self) -> tuple[Path, dict[str, Any]]:
@@ -96,33 +112,53 @@ class RunFiles:
         Raises:
             ResumeError: There is none.
         """
+        found: list[tuple[int, Path, dict[str, Any]]] = []
         for path in (self.save_path, *self.all_periodic()):
             with contextlib.suppress(FileMissingError):
                 try:
-                    return path, read_checkpoint(path)
+                    payload = read_checkpoint(path)
+                    found.append((_step_in(payload), path, payload))
                 except FileFormatError as error:
                     notice(f"passed over: {error}")
+        if found:
+            _, path, payload = max(found, key=lambda each: each[0])  # of equal ones the first, which is the save path
+            return path, payload
         raise ResumeError(f"there is nothing to resume: no readable checkpoint at {self.save_path} or in {self.folder}")
 
 
-class Savable(Protocol):
+def _step_in(payload: dict[str, Any]) -> int:
+    """Environment steps of an expert, or epochs of a student."""
+    try:
+        training = payload["training"]
+        return int(training["env_steps"] if "env_steps" in training else training["epochs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"a checkpoint does not say how far it got: {error}") from error
+
+
+class Resumable(Protocol):
     """An agent, as far as a run needs to know it."""
 
-    def save(self, path: str | Path, run: dict[str, Any] | None = None) -> None:
-        """Write the agent, with plain values that the run keeps beside it."""
+    def payload(self) -> dict[str, Any]:
+        """Everything that learning goes on from, as copies."""
 
 
 class Run:
     """A run that is going on: rows of metrics, checkpoints, and whoever else is told.
 
+    After every update the agent is kept in memory. However the block ends early (an interruption, an environment that
+    fails), what was kept last is written, so that a resumed run begins where the last whole update ended.
+
     Args:
-        files: Its places.
+        files: Its places; no other process may write them meanwhile.
         settings: All its settings, as plain values; kept in every checkpoint.
+        numerics: What its floats depend on, see `hardware.numerics`.
         resumed_from: The checkpoint that it goes on from, and what was read from it; None for a fresh run.
         step: Where it begins.
+        level: How much of its environments a resumed run has back.
         sink: Weights & Biases, or None.
 
     Raises:
+        LockedError: Another process writes the same run.
         FileWriteError: Its places cannot be written.
     """
 
@@ -131,20 +167,45 @@ class Run:
         files: RunFiles,
         settings: dict[str, Any],
         *,
+        numerics: dict[str, str],
         resumed_from: tuple[Path, dict[str, Any]] | None = None,
         step: int = 0,
+        level: str | None = None,
         sink: WandbSink | None = None,
     ) -> None:
-        self._files, self._settings, self._sink = files, settings, sink
+        self._files, self._settings, self._sink, self._numerics = files, settings, sink, numerics
         before: dict[str, Any] = {} if resumed_from is None else resumed_from[1].get("run") or {}
         self._best: float | None = before.get("best_eval_reward")
         self._started = time.monotonic() - float(before.get("wall_seconds") or 0.0)
-        if resumed_from is not None and files.holds(resumed_from[0]):
-            files.rewind(step)
-        else:
-            files.start_afresh()
-        self._best = self._best if files.best.exists() else None
-        self._rows: RowFile | None = RowFile(files.metrics)
+        self._resumes = list(before.get("resumes") or [])
+        self._kept: dict[str, Any] = {}
+        self._kept_step, self._saved_step = step, -1
+        self._best_is_due, self._failed_saves = False, 0
+        self._waiting_rows: list[dict[str, Any]] = []
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(files.exclusive())
+            if resumed_from is not None:
+                level = self._same_numerics(before.get("numerics"), level)
+                self._resumes.append({"step": step, "level": level})
+                notice(f"resuming {resumed_from[0]} at step {step}: {_LEVELS[level]}")
+            if resumed_from is not None and files.holds(resumed_from[0]):
+                files.rewind(step)
+            else:
+                files.start_afresh()
+            self._best = self._best if files.best.exists() else None
+            self._rows = stack.enter_context(contextlib.closing(RowFile(files.metrics)))
+            self._open = stack.pop_all()
+
+    def _same_numerics(self, before: dict[str, str] | None, level: str | None) -> str:
+        changed = [
+            f"{name} {(before or {}).get(name)}, now {now}"
+            for name, now in self._numerics.items()
+            if (before or {}).get(name) != now
+        ]
+        if level is None or not changed:
+            return level or "weights"
+        notice(f"not bit for bit what one run straight through would give, as something changed: {'; '.join(changed)}")
+        return max(level, "episode", key=list(_LEVELS).index)
 
     @property
     def wall_seconds(self) -> float:
@@ -152,37 +213,77 @@ class Run:
         return time.monotonic() - self._started
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one row, and pass it on; rows that cannot be written never stop a run."""
-        if self._rows is not None:
-            try:
-                self._rows.append({"step": step, "wall_seconds": round(self.wall_seconds, 3), **metrics})
-            except FileWriteError as error:
-                notice(f"no more metrics are written: {error}")
-                self._rows = None
+        """Write one row, and pass it on; rows that cannot be written wait, and never stop a run."""
+        self._waiting_rows.append({"step": step, "wall_seconds": round(self.wall_seconds, 3), **metrics})
+        try:
+            while self._waiting_rows:
+                self._rows.append(self._waiting_rows[0])
+                self._waiting_rows.pop(0)
+        except FileWriteError as error:
+            if len(self._waiting_rows) == 1:
+                notice(f"{error}; training goes on, and its rows of metrics wait")
         if self._sink is not None:
             self._sink.log(metrics, step)
 
-    def save(self, agent: Savable) -> None:
-        """Write the agent to the save path."""
-        beside = {"settings": self._settings, "wall_seconds": self.wall_seconds, "best_eval_reward": self._best}
-        agent.save(self._files.save_path, run=beside)
+    def keep(self, agent: Resumable, step: int, eval_reward: float | None = None) -> None:
+        """Keep the agent in memory as it is after an update whose row is written."""
+        if eval_reward is not None and (self._best is None or eval_reward >= self._best):
+            self._best, self._best_is_due = eval_reward, True
+        beside = {
+            "settings": self._settings,
+            "numerics": self._numerics,
+            "resumes": self._resumes,
+            "wall_seconds": self.wall_seconds,
+            "best_eval_reward": self._best,
+        }
+        self._kept, self._kept_step = {**agent.payload(), "run": beside}, step
 
-    def checkpoint(self, agent: Savable, step: int, eval_reward: float) -> None:
-        """Save the agent, and keep copies: of the last three saved this way, and of the best."""
-        is_best = self._best is None or eval_reward >= self._best
-        self._best = eval_reward if is_best else self._best
-        self.save(agent)
-        copy_file(self._files.save_path, self._files.periodic(step))
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What was kept last."""
+        return self._kept
+
+    def save(self) -> None:
+        """Write what was kept last to the save path.
+
+        Raises:
+            FileWriteError: It cannot be written; older files are as they were.
+        """
+        best = [self._files.best] if self._best_is_due else []
+        write_checkpoint(self._files.save_path, self._kept, *best)
+        self._best_is_due, self._saved_step, self._failed_saves = False, self._kept_step, 0
+
+    def checkpoint(self) -> None:
+        """Write what was kept last: as one of the last three, as the best if it is that, and to the save path.
+
+        Raises:
+            FileWriteError: It could not be written for the third time in a row; before that, a notice is all.
+        """
+        periodic = self._files.periodic(self._kept_step)
+        try:
+            write_checkpoint(periodic, self._kept)
+            self.save()
+        except FileWriteError as error:
+            self._failed_saves += 1
+            if self._failed_saves >= _MOST_FAILED_SAVES:
+                error.exit_code = 1
+                raise
+            notice(f"{error}; training goes on, and the next checkpoint tries again")
         for path in self._files.all_periodic()[_KEPT_CHECKPOINTS:]:
             remove_file(path)
-        if is_best:
-            copy_file(self._files.save_path, self._files.best)
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._rows is not None:
-            self._rows.close()
-        if self._sink is not None:
-            self._sink.close()
+        with self._open:
+            try:
+                if error is not None and self._kept and self._saved_step != self._kept_step:
+                    self.save()
+                if error is not None and self._kept:
+                    notice(f"saved at step {self._kept_step}; go on with --resume")
+            except FileWriteError as unwritten:
+                notice(f"step {self._kept_step} is lost: {unwritten}")
+            finally:
+                if self._sink is not None:
+                    self._sink.close()
