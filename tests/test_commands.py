@@ -206,7 +206,7 @@ def originals(tmp_path_factory):
     weights = {name: tensor * float("nan") for name, tensor in payload["parameters"].items()}
     write_checkpoint(folder / "nan.pt", payload | {"parameters": weights})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("il_based_rl.files.FORMAT_VERSION", 99)
+        patch.setattr("il_based_rl.files.arrays._VERSION", 99)
         write_arrays(folder / "newer.npz", demos_with(demos), demos.metadata)
     rewards = np.array(demos.rewards)
     rewards[4] = np.nan

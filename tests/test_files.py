@@ -63,21 +63,21 @@ def full_disk(monkeypatch):
             return builtins.open(path, mode, **kwargs)
         return io.BufferedWriter(FullDisk(path, "w"))
 
-    monkeypatch.setattr(files, "open", opener, raising=False)
+    monkeypatch.setattr(files.writing, "open", opener, raising=False)
 
 
 def broken_replace(monkeypatch):
     def replace(source, target):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(files.os, "replace", replace)
+    monkeypatch.setattr(files.writing.os, "replace", replace)
 
 
 def broken_fsync(monkeypatch):
     def fsync(descriptor):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.writing.os, "fsync", fsync)
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -128,8 +128,8 @@ def test_the_new_content_is_on_disk_before_it_takes_the_old_ones_place(tmp_path,
         order.append(("replace", path.read_text()))
         real_replace(source, target)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
-    monkeypatch.setattr(files.os, "replace", replace)
+    monkeypatch.setattr(files.writing.os, "fsync", fsync)
+    monkeypatch.setattr(files.writing.os, "replace", replace)
     _write_text(path, "brand new")
     assert order == [("sync 9", "old"), ("replace", "old"), ("sync folder", "brand new")]
 

@@ -48,7 +48,9 @@ def steps_of(path="c/a/metrics.jsonl"):
 
 
 def tree(folder="."):
-    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock")
+    return sorted(
+        path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"
+    )
 
 
 def read(path):

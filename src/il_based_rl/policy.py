@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from il_based_rl.errors import ArchitectureMismatchError, FileFormatError, NotFiniteError, SpaceMismatchError
+from il_based_rl.errors import (
+    ArchitectureMismatchError,
+    FileFormatError,
+    NotFiniteError,
+    SpaceMismatchError,
+    UnsupportedSpaceError,
+)
 from il_based_rl.fused_mlp import reason_against_forward
 from il_based_rl.heads import action_head
 from il_based_rl.networks import MLP, Activation, NumpyFunction, RunningNormalizer
@@ -137,11 +144,16 @@ class MLPPolicy(nn.Module):
         }
 
 
-def arguments_from(architecture: Any) -> dict[str, Any]:
+def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
     """Turn a stored architecture into constructor arguments.
 
+    Args:
+        architecture: What `MLPPolicy.architecture` returned.
+        parameters: The tensors stored with it; it must not ask for more than there are, so that no small file asks for
+            much memory.
+
     Raises:
-        FileFormatError: It is not what `architecture` returns.
+        FileFormatError: It is not what `architecture` returns, or does not fit the parameters.
     """
     try:
         activation, hidden_dims = architecture["activation"], tuple(architecture["hidden_dims"])
@@ -151,6 +163,13 @@ def arguments_from(architecture: Any) -> dict[str, Any]:
         raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
     if activation not in ("tanh", "relu") or not all(type(width) is int and width > 0 for width in hidden_dims):
         raise FileFormatError(f"the checkpoint describes a policy of {hidden_dims} {activation} units; it is damaged")
+    try:
+        weights = sum(a * b for a, b in itertools.pairwise([ObservationCodec(observation_space).size, *hidden_dims]))
+        stored = sum(tensor.numel() for tensor in parameters.values())
+    except (UnsupportedSpaceError, AttributeError) as error:
+        raise FileFormatError(f"the checkpoint describes no policy: {error}") from error
+    if weights > stored:
+        raise FileFormatError(f"the checkpoint describes {weights} weights and holds {stored} numbers; it is damaged")
     return {
         "observation_space": observation_space,
         "action_space": action_space,
@@ -171,8 +190,8 @@ def load_parameters(module: nn.Module, parameters: Any) -> None:
         FileFormatError: They are not this module's in name and shape, or one of them is not finite.
     """
     try:
-        finite = all(bool(torch.isfinite(tensor).all()) for tensor in parameters.values())
         module.load_state_dict(parameters)
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in parameters.values())
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise FileFormatError(f"the checkpoint's parameters do not fit the policy that it describes: {reason}") from error

@@ -299,7 +299,7 @@ class PPOAgent:
         """Build the agent from a checkpoint that was read already; `path` is for messages."""
         if payload.get("kind") != KIND:
             raise FileFormatError(f"{path} holds a {payload.get('kind')} agent, not a PPO expert; load it with BCAgent.load")
-        arguments = arguments_from(payload.get("architecture"))
+        arguments = arguments_from(payload.get("architecture"), payload.get("parameters"))
         require_hidden_dims(hidden_dims, arguments["hidden_dims"], path)
         try:
             training = payload["training"]

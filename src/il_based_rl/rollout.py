@@ -13,6 +13,7 @@ import torch
 from il_based_rl.buffer import RolloutBuffer
 from il_based_rl.cli import notice
 from il_based_rl.envs import EXACT, FROM_WEIGHTS, LEVELS, REPLAYED_STEPS, Envs, EnvState, Player, make_players
+from il_based_rl.files import STORED_DTYPES
 from il_based_rl.heads import ActionHead
 from il_based_rl.networks import NumpyFunction
 from il_based_rl.policy import MLPPolicy
@@ -135,10 +136,10 @@ def to_plain(state: RolloutState) -> dict[str, Any]:
 
 
 def _plain_env(state: EnvState) -> dict[str, Any] | None:
-    try:
-        tensors = {name: None if (x := getattr(state, name)) is None else torch.from_numpy(x) for name in ("actions", "row")}
-    except TypeError:  # a number type that tensors lack
+    arrays = {name: getattr(state, name) for name in ("actions", "row")}
+    if any(array is not None and str(array.dtype) not in STORED_DTYPES for array in arrays.values()):
         return None
+    tensors = {name: None if array is None else torch.from_numpy(array) for name, array in arrays.items()}
     return {**asdict(state), **tensors}
 
 

@@ -1,0 +1,55 @@
+"""Zip archives from anywhere: read in bounded time and memory, or refused; nothing is ever unpacked to disk."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+from il_based_rl.errors import FileFormatError, FileMissingError
+
+MAX_BYTES = 2**32
+"""A file larger than this is refused, before memory is asked for."""
+_MAX_MEMBERS = 10_000
+
+
+def read_archive(path: str | Path, what: str) -> tuple[bytes, dict[str, bytes]]:
+    """Read a file that is a zip archive of members that are not compressed, as this package writes them.
+
+    Args:
+        path: The file.
+        what: What it should be, for messages.
+
+    Returns:
+        The file, and its members by name, against whose check sums they were read. Together the members are no larger than
+        the file, so that no small file can ask for much memory.
+
+    Raises:
+        FileMissingError: There is no such file.
+        FileFormatError: It is no regular file, no archive, too large, compressed, encrypted or damaged.
+    """
+    if not os.path.lexists(path):
+        raise FileMissingError(f"there is no file {path}; expected {what}")
+    if not Path(path).is_file():
+        raise FileFormatError(f"{path} is not a regular file; expected {what}")
+    try:
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES // 2**30} GiB")
+        whole = Path(path).read_bytes()
+        return whole, _members(whole)
+    except Exception as error:  # a damaged directory of a zip fails in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FileFormatError(f"{path} is damaged or is not {what}: {reason}") from error
+
+
+def _members(whole: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        members = archive.infolist()
+        if len(members) > _MAX_MEMBERS or len({member.filename for member in members}) < len(members):
+            raise ValueError("it has too many parts, or two of one name")
+        if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
+            raise ValueError("it is compressed or encrypted, which files of this package are not")
+        if sum(member.file_size for member in members) > len(whole):
+            raise ValueError("its parts claim to be larger than the whole")
+        return {member.filename: archive.read(member) for member in members}

@@ -1,0 +1,64 @@
+"""Rows of metrics: a text file to which lines are added, one whole line or none."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from il_based_rl.files.writing import atomic_file, unwritable
+
+
+class RowFile:
+    """A text file of JSON objects, one a line (`.jsonl`), to which rows are added and flushed one by one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row; NaN and infinity, which JSON lacks, become null.
+
+        Raises:
+            FileWriteError: The row could not be written; the file is as it was.
+        """
+        finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
+        line = (json.dumps(finite) + "\n").encode()
+        end = self._handle.seek(0, os.SEEK_END)
+        try:
+            if self._handle.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._handle.truncate(end)
+            raise unwritable(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the file; what could not be written was reported by `append`."""
+        with contextlib.suppress(OSError):
+            self._handle.close()
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read a `.jsonl` file; lines that hold no object, such as a last one that was cut off, are left out."""
+    rows: list[dict[str, Any]] = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            if isinstance(row := json.loads(line), dict):
+                rows.append(row)
+    return rows
+
+
+def rewrite_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a `.jsonl` file by these rows."""
+    with atomic_file(path) as handle:
+        handle.write("".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -1,0 +1,147 @@
+"""Writing: a name always holds a whole file, the old one or the new one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import itertools
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from il_based_rl.errors import FileWriteError, LockedError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        FileWriteError: The place cannot be written, or the disk is full; `path` is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _require_replaceable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is durable without
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a file that no other process may hold meanwhile; it is let go when the process ends, however it ends.
+
+    Where the system has no such locks (Windows), nothing is held.
+
+    Raises:
+        LockedError: Another process holds it; it is named.
+        FileWriteError: The place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with handle:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                handle.seek(0)
+                holder = handle.read(200).strip() or "another process"
+                raise LockedError(f"{path.parent} is being written by {holder}; wait for it, or choose another path") from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        yield
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what a killed process has left half-written in a folder; of one file if a name is given, else of all."""
+    for leftover in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
+        remove_file(leftover)
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise FileWriteError now rather than after hours of work, if a file could not be written at `path`."""
+    path = Path(path)
+    try:
+        _require_replaceable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _require_replaceable(path: Path) -> None:
+    """Raise OSError if the path is there and is anything but a file: a folder, a pipe or a device is never replaced."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+def unwritable(path: str | Path, error: OSError) -> FileWriteError:
+    """Return the error that says so, with the remedy."""
+    remedy = "give the path of a file" if isinstance(error, IsADirectoryError) else "choose a path that can be written"
+    return FileWriteError(f"cannot write {path}: {error.strerror or error}; {remedy}")
+
+
+def move_aside(path: Path) -> Path | None:
+    """Rename a file to its name with `.bak` behind it; an older one becomes `.bak2`, and so on.
+
+    Returns:
+        The new path, or None where there was nothing to move.
+
+    Raises:
+        FileWriteError: The folder cannot be written.
+    """
+    if not path.exists():
+        return None
+    backup = path.with_name(path.name + ".bak")
+    try:
+        _require_replaceable(path)
+        older = [backup]
+        while older[-1].exists():
+            older.append(path.with_name(f"{path.name}.bak{len(older) + 1}"))
+        for newer, place in reversed(list(itertools.pairwise(older))):
+            os.replace(newer, place)
+        os.replace(path, backup)
+    except OSError as error:
+        raise FileWriteError(f"cannot move {path} to {backup}: {error.strerror or error}") from error
+    return backup
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that is no longer needed; one that cannot be removed does no harm."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
