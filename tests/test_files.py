@@ -178,13 +178,6 @@ def test_nothing_but_a_file_is_ever_replaced(tmp_path):
     assert stat.S_ISFIFO((tmp_path / "pipe.pt").stat().st_mode)
 
 
-def test_a_checkpoint_and_its_copies_are_the_same_file(tmp_path):
-    write_checkpoint(tmp_path / "a.pt", {"x": 1}, tmp_path / "made" / "b.pt", tmp_path / "c.pt")
-    images = {path.read_bytes() for path in (tmp_path / "a.pt", tmp_path / "made" / "b.pt", tmp_path / "c.pt")}
-    assert len(images) == 1
-    assert read_checkpoint(tmp_path / "a.pt")["x"] == 1
-
-
 def test_rows_come_back_with_null_for_what_is_not_finite(tmp_path):
     rows = RowFile(tmp_path / "new" / "metrics.jsonl")
     rows.append({"step": 1, "loss": float("nan"), "best": float("-inf")})

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -142,6 +143,17 @@ class Resumable(Protocol):
         """Everything that learning goes on from, as copies."""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """An agent as it was after an update."""
+
+    payload: dict[str, Any]
+    step: int
+    best_eval_reward: float | None
+    unwritten_best: dict[str, Any] | None
+    """Payload of the best policy so far, until it is on disk."""
+
+
 class Run:
     """A run that is going on: rows of metrics, checkpoints, and whoever else is told.
 
@@ -175,12 +187,10 @@ class Run:
     ) -> None:
         self._files, self._settings, self._sink, self._numerics = files, settings, sink, numerics
         before: dict[str, Any] = {} if resumed_from is None else resumed_from[1].get("run") or {}
-        self._best: float | None = before.get("best_eval_reward")
+        best: float | None = before.get("best_eval_reward")
         self._started = time.monotonic() - float(before.get("wall_seconds") or 0.0)
         self._resumes = list(before.get("resumes") or [])
-        self._kept: dict[str, Any] = {}
-        self._kept_step, self._saved_step = step, -1
-        self._best_is_due, self._failed_saves = False, 0
+        self._saved_step, self._failed_saves = -1, 0
         self._waiting_rows: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
             stack.enter_context(files.exclusive())
@@ -192,7 +202,7 @@ class Run:
                 files.rewind(step)
             else:
                 files.start_afresh()
-            self._best = self._best if files.best.exists() else None
+            self._kept = _Kept({}, step, best if files.best.exists() else None, None)
             self._rows = stack.enter_context(contextlib.closing(RowFile(files.metrics)))
             self._open = stack.pop_all()
 
@@ -227,41 +237,49 @@ class Run:
 
     def keep(self, agent: Resumable, step: int, eval_reward: float | None = None) -> None:
         """Keep the agent in memory as it is after an update whose row is written."""
-        if eval_reward is not None and (self._best is None or eval_reward >= self._best):
-            self._best, self._best_is_due = eval_reward, True
+        best, is_best = self._kept.best_eval_reward, False
+        if eval_reward is not None and (best is None or eval_reward >= best):
+            best, is_best = eval_reward, True
         beside = {
             "settings": self._settings,
             "numerics": self._numerics,
             "resumes": self._resumes,
             "wall_seconds": self.wall_seconds,
-            "best_eval_reward": self._best,
+            "best_eval_reward": best,
         }
-        self._kept, self._kept_step = {**agent.payload(), "run": beside}, step
+        payload = {**agent.payload(), "run": beside}
+        self._kept = _Kept(payload, step, best, payload if is_best else self._kept.unwritten_best)
 
     @property
     def kept(self) -> dict[str, Any]:
         """What was kept last."""
-        return self._kept
+        return self._kept.payload
 
     def save(self) -> None:
-        """Write what was kept last to the save path.
+        """Write what was kept last to the save path, and the best policy to its place if it is not there yet.
 
         Raises:
             FileWriteError: It cannot be written; older files are as they were.
         """
-        best = [self._files.best] if self._best_is_due else []
-        write_checkpoint(self._files.save_path, self._kept, *best)
-        self._best_is_due, self._saved_step, self._failed_saves = False, self._kept_step, 0
+        kept = self._kept
+        try:
+            if kept.unwritten_best is not None:
+                write_checkpoint(self._files.best, kept.unwritten_best)
+            write_checkpoint(self._files.save_path, kept.payload)
+        except FileWriteError as error:
+            error.exit_code = 2 if self._saved_step < 0 else 1
+            raise
+        self._kept = replace(kept, unwritten_best=None)
+        self._saved_step, self._failed_saves = kept.step, 0
 
     def checkpoint(self) -> None:
-        """Write what was kept last: as one of the last three, as the best if it is that, and to the save path.
+        """Write what was kept last as one of the last three, and as `save` does.
 
         Raises:
             FileWriteError: It could not be written for the third time in a row; before that, a notice is all.
         """
-        periodic = self._files.periodic(self._kept_step)
         try:
-            write_checkpoint(periodic, self._kept)
+            write_checkpoint(self._files.periodic(self._kept.step), self._kept.payload)
             self.save()
         except FileWriteError as error:
             self._failed_saves += 1
@@ -278,12 +296,12 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._open:
             try:
-                if error is not None and self._kept and self._saved_step != self._kept_step:
-                    self.save()
-                if error is not None and self._kept:
-                    notice(f"saved at step {self._kept_step}; go on with --resume")
+                if error is not None and self._kept.payload:
+                    if self._saved_step != self._kept.step:
+                        self.save()
+                    notice(f"saved at step {self._kept.step}; go on with --resume")
             except FileWriteError as unwritten:
-                notice(f"step {self._kept_step} is lost: {unwritten}")
+                notice(f"step {self._kept.step} is lost: {unwritten}")
             finally:
                 if self._sink is not None:
                     self._sink.close()

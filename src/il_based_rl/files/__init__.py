@@ -8,6 +8,7 @@ answer is one `FileFormatError`.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 
 from il_based_rl.files.arrays import read_arrays, write_arrays
@@ -36,4 +37,7 @@ __all__ = [
 
 def package_versions() -> dict[str, str]:
     """Return the versions that a file was written with."""
-    return {name: importlib.metadata.version(name) for name in ("il_based_rl", "torch", "gymnasium", "numpy")}
+    return {name: _version(name) for name in ("il_based_rl", "torch", "gymnasium", "numpy")}
+
+
+_version = functools.cache(importlib.metadata.version)  # which looks through files, and is asked after every update

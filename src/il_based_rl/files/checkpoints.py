@@ -24,8 +24,8 @@ _KNOWN_NAMES = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", *(
 _MAX_DEPTH = 20
 
 
-def write_checkpoint(path: str | Path, payload: Mapping[str, Any], *copies: str | Path) -> None:
-    """Write tensors and plain values as one `.pt` file, and the same once more at each place of `copies`, these first.
+def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
+    """Write tensors and plain values as one `.pt` file.
 
     Raises:
         FileWriteError: See `atomic_file`.
@@ -34,9 +34,8 @@ def write_checkpoint(path: str | Path, payload: Mapping[str, Any], *copies: str 
 
     image = io.BytesIO()  # in memory first: on a full disk torch's own writer fails in ways of its own
     torch.save({"format": _FORMAT, "format_version": _VERSION, **payload}, image)
-    for place in (*copies, path):
-        with atomic_file(place) as handle:
-            handle.write(image.getbuffer())
+    with atomic_file(path) as handle:
+        handle.write(image.getbuffer())
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
