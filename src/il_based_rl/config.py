@@ -131,13 +131,15 @@ class TrainPPOConfig:
     """Step the environments in this process (sync), in worker processes (async), or as their cost suggests (auto)."""
     env_backend: Literal["gymnasium", "envpool"] = "gymnasium"
     """Whose environments to train in; evaluation is always in Gymnasium's."""
+    env_timeout: float = 20.0
+    """Seconds that a worker process may take for one step of its environments before it is taken for dead."""
     device: str = "cpu"
     """Where the updates run: cpu, cuda, or cuda:1 and so on."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     tracking: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes")
+        _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes", "env_timeout")
         if self.max_time is not None:
             _require_positive(self, "max_time")
         _require_widths(self.hidden_dims)
@@ -291,3 +293,16 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "ppo_timesteps", "num_demo_episodes", "bc_epochs", "num_eval_episodes")
         _require_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Settings of `il-rl doctor`."""
+
+    env_id: str | None = None
+    """Gymnasium environment ID; this environment is checked as well."""
+    save_path: str = "checkpoints/ppo_agent.pt"
+    """Where a write is tried; nothing stays there."""
+
+    def __post_init__(self) -> None:
+        _require_file("save_path", self.save_path)

@@ -70,7 +70,13 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
     files = RunFiles(config.save_path)
     with (
         fitting_threads(config.hidden_dims),
-        make_envs(config.env_id, config.num_envs, vectorization=config.vectorization, backend=config.env_backend) as envs,
+        make_envs(
+            config.env_id,
+            config.num_envs,
+            vectorization=config.vectorization,
+            backend=config.env_backend,
+            timeout=config.env_timeout,
+        ) as envs,
         EpisodePlayers(config.env_id, config.eval_episodes) as players,
     ):
         agent, config = _begin(config, envs, checkpoint)

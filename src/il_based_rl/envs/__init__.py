@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 
-def make_envs(env_id: str, num_envs: int = 1, *, vectorization: str = "auto", backend: str = "gymnasium") -> Envs:
+def make_envs(
+    env_id: str, num_envs: int = 1, *, vectorization: str = "auto", backend: str = "gymnasium", timeout: float | None = None
+) -> Envs:
     """Make environments to train in.
 
     What is learned does not depend on `vectorization`, only how long it takes.
@@ -50,6 +52,7 @@ def make_envs(env_id: str, num_envs: int = 1, *, vectorization: str = "auto", ba
         vectorization: `sync` steps them in this process, `async` in worker processes, `auto` in workers where a step takes
             long enough to pay for it and there are several environments and cores.
         backend: `gymnasium`, or `envpool` for its C++ environments, which step themselves in threads.
+        timeout: Seconds that a worker process may take for a step before it is taken for dead, see `WorkerEnvs`.
 
     Raises:
         See `make_env`, `WorkerEnvs` and `EnvPoolEnvs`.
@@ -57,7 +60,7 @@ def make_envs(env_id: str, num_envs: int = 1, *, vectorization: str = "auto", ba
     if backend == "envpool":
         return EnvPoolEnvs(env_id, num_envs)
     if vectorization == "async" or (vectorization == "auto" and num_envs > 1 and pays_to_share(env_id, num_envs)):
-        return WorkerEnvs(env_id, num_envs)
+        return WorkerEnvs(env_id, num_envs, timeout=timeout)
     return InProcessEnvs(env_id, num_envs)
 
 

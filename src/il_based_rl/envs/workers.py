@@ -61,6 +61,7 @@ class WorkerEnvs:
         env_id: Gymnasium environment ID.
         num_envs: N.
         num_workers: Processes; None starts as many as there are cores, and no more than environments.
+        timeout: Seconds that a worker may take for one step of its environments before it is taken for dead; None allows 20.
 
     Raises:
         ConfigError: The environment's registration cannot be sent to another process.
@@ -68,8 +69,8 @@ class WorkerEnvs:
         See `make_env`.
     """
 
-    def __init__(self, env_id: str, num_envs: int, num_workers: int | None = None) -> None:
-        self.num_envs = num_envs
+    def __init__(self, env_id: str, num_envs: int, num_workers: int | None = None, timeout: float | None = None) -> None:
+        self.num_envs, self._timeout = num_envs, timeout
         twin = make_env(env_id)
         self.observation_space, self.action_space = twin.observation_space, twin.action_space
         codec, spec = ObservationCodec(twin.observation_space), twin.spec
@@ -117,7 +118,7 @@ class WorkerEnvs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments; give one for each")
         self._shared["seeds"][:] = seeds
         self._order(_RESET)
-        self._answers(ANSWER_SECONDS)
+        self._answers(self._timeout or ANSWER_SECONDS)
         return self._shared["rows"]
 
     def step(self, actions: np.ndarray) -> StepRecord:
@@ -125,7 +126,7 @@ class WorkerEnvs:
         shared = self._shared
         shared["actions"][:] = actions
         self._order(_STEP)
-        self._answers(ANSWER_SECONDS)
+        self._answers(self._timeout or ANSWER_SECONDS)
         done = np.flatnonzero(shared["terminated"] | shared["truncated"])
         finals = {int(i): np.array(shared["final_rows"][i]) for i in done}
         return StepRecord(shared["rows"], shared["rewards"], shared["terminated"], shared["truncated"], finals, self._valid)
@@ -134,7 +135,7 @@ class WorkerEnvs:
         """See `Envs`."""
         self._order(_STATES)
         states = [state for w in range(len(self._workers)) for state in self._received(w)]
-        self._answers(ANSWER_SECONDS)
+        self._answers(self._timeout or ANSWER_SECONDS)
         return states
 
     def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
@@ -144,7 +145,7 @@ class WorkerEnvs:
         for worker, part in zip(self._workers, self._slices, strict=True):
             worker.pipe.send(list(states[part]))
         levels = [level for w in range(len(self._workers)) for level in self._received(w)]
-        self._answers(ANSWER_SECONDS)
+        self._answers(self._timeout or ANSWER_SECONDS)
         return self._shared["rows"], levels
 
     def _received(self, w: int) -> list[Any]:
@@ -174,7 +175,7 @@ class WorkerEnvs:
                 if not worker.process.is_alive() and not worker.done.acquire(block=False):
                     raise self._fault(w, _exit_of(worker.process))
                 if time.monotonic() > limit:
-                    raise self._fault(w, f"has not answered for {patience:.0f} s")
+                    raise self._fault(w, f"has not answered for {patience:g} s (--env-timeout allows more)")
         for w, failed in enumerate(self._shared["failed"]):
             if failed:
                 raise EnvironmentFaultError(self._workers[w].pipe.recv())
