@@ -143,7 +143,8 @@ class WorkerEnvs:
         self._shared["seeds"][:] = [state.seed for state in states]
         self._order(_RESTORE)
         for worker, part in zip(self._workers, self._slices, strict=True):
-            worker.pipe.send(list(states[part]))
+            with contextlib.suppress(OSError):  # one that died is noticed below
+                worker.pipe.send(list(states[part]))
         levels = [level for w in range(len(self._workers)) for level in self._received(w)]
         self._answers(self._timeout or ANSWER_SECONDS)
         return self._shared["rows"], levels
@@ -172,7 +173,9 @@ class WorkerEnvs:
         limit = time.monotonic() + patience
         for w, worker in enumerate(self._workers):
             while not worker.done.acquire(timeout=_LOOK_SECONDS):
-                if not worker.process.is_alive() and not worker.done.acquire(block=False):
+                if not worker.process.is_alive():
+                    if worker.done.acquire(block=False):  # its last word
+                        break
                     raise self._fault(w, _exit_of(worker.process))
                 if time.monotonic() > limit:
                     raise self._fault(w, f"has not answered for {patience:g} s (--env-timeout allows more)")
