@@ -2,8 +2,9 @@
 
 Sets up Stable-Baselines3, sbx and imitation in virtual environments of their own under `.benchmarks/`, and measures every
 job in a process of its own, all sides in turn and all turns several times (A B C, A B C, …), so that a drift of the machine
-meets all alike. Everything runs on one thread of the CPU, with the same environment, hyperparameters and network;
-evaluation is off on both sides. Ours standardises observations and rewards on top, as its defaults do.
+meets all alike. Updates and acting run on one thread of the CPU, with the same environment, hyperparameters and network;
+evaluation is off on both sides. Ours standardises observations and rewards on top, and steps slow environments in worker
+processes, as its defaults do.
 
 Writes `benchmarks/results/performance.json`, `docs/performance.md` and `docs/performance.svg`.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / ".benchmarks"
@@ -101,6 +103,11 @@ def comparisons() -> list[Job]:
             "evaluation, Pendulum-v1, episodes/s",
             "evaluation_episodes_per_second",
             both({"kind": "play", "env_id": "Pendulum-v1", "episodes": 64}, "sb3"),
+        ),
+        Job(
+            "collection, Pendulum-v1, episodes/s",
+            "collection_episodes_per_second",
+            both({"kind": "play", "env_id": "Pendulum-v1", "episodes": 64}, "imitation"),
         ),
         Job(
             "predict, one observation of Pendulum-v1, us",
@@ -244,12 +251,15 @@ def page(jobs: list[Job], sizes: list[Job], machine: dict[str, Any], further: li
         "# How fast it is",
         "",
         f"Measured by `python -m benchmarks.run` on {machine['date']}: {machine['processor']}, {machine['cores']} cores, one",
-        f"thread a process, Python {machine['python']}, torch {machine['torch']}, NumPy {machine['numpy']}, Gymnasium",
-        f"{machine['gymnasium']}. Medians of {machine['repetitions']} runs, all sides in turn; ratios are of neighbours,",
-        "with the lowest and the highest. Peers: Stable-Baselines3 2.9.2 (sb3), sbx 0.28.0, imitation 1.0.1 with its old pins.",
+        f"thread a process, Python {machine['python']}, torch {machine['torch']}, Gymnasium {machine['gymnasium']},",
+        f"NumPy {machine['numpy']} with {machine['linear_algebra']}.",
+        f"Medians of {machine['repetitions']} runs, all sides in turn; ratios are of neighbours, with the lowest and the highest.",
+        "Peers: Stable-Baselines3 2.9.2 (sb3), sbx 0.28.0, imitation 1.0.1 with its old pins.",
         "",
         "Same environment, hyperparameters and network on all sides, evaluation off. Ours standardises observations and",
-        "rewards on top. Rates are of training alone; `whole` is the rate over the process from start to end, with imports.",
+        "rewards on top, and steps several slow environments (of MuJoCo, here) in worker processes, one for each core, as its",
+        "defaults do; Stable-Baselines3's defaults step them in the process that learns. Rates are of training alone; `whole`",
+        "is the rate over the process from start to end, with imports.",
         "",
         "| work | ours | peer | ratio [lowest, highest] | asked | whole: ours, peer | memory MiB: ours, peer |",
         "|---|---|---|---|---|---|---|",
@@ -315,10 +325,17 @@ def machine_facts(repetitions: int) -> dict[str, Any]:
         "processor": names[0].split(":")[1].strip() if names else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
+        "linear_algebra": _linear_algebra(),
         "date": time.strftime("%Y-%m-%d"),
         "repetitions": repetitions,
         **versions,
     }
+
+
+def _linear_algebra() -> str:
+    """Say which library NumPy multiplies matrices with, and its kernels; OpenBLAS takes those of OPENBLAS_CORETYPE, if set."""
+    found = [each for each in threadpoolctl.threadpool_info() if each["user_api"] == "blas"]
+    return ", ".join(f"{each['internal_api']} ({each.get('architecture', 'unknown')} kernels)" for each in found)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from measure import report, seconds  # noqa: E402 - after this file's own folder
 
 def job(kind: str, **settings: Any) -> dict[str, Any]:
     """Run one kind of job."""
-    return {"cloning": cloning}[kind](**settings)
+    return {"cloning": cloning, "play": play}[kind](**settings)
 
 
 def cloning(width: int, samples: int, batch_size: int = 64) -> dict[str, Any]:
@@ -47,6 +47,24 @@ def cloning(width: int, samples: int, batch_size: int = 64) -> dict[str, Any]:
     )
     taken = seconds(lambda: trainer.train(n_epochs=samples // rows, progress_bar=False, log_interval=10**9))
     return {"samples_per_second": samples / taken}
+
+
+def play(env_id: str, episodes: int) -> dict[str, Any]:
+    """Collect demonstrations of an untrained expert, in as many environments as the other side uses."""
+    import gymnasium as gym
+    import numpy as np
+    import torch
+    from imitation.data import rollout
+    from imitation.data.wrappers import RolloutInfoWrapper
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    torch.set_num_threads(1)
+    expert = PPO("MlpPolicy", env_id, device="cpu")
+    envs = DummyVecEnv([lambda: RolloutInfoWrapper(gym.make(env_id)) for _ in range(min(episodes, 16))])
+    wanted, random = rollout.make_sample_until(min_episodes=episodes), np.random.default_rng(0)
+    taken = seconds(lambda: rollout.rollout(expert, envs, wanted, random))
+    return {"collection_episodes_per_second": episodes / taken}
 
 
 if __name__ == "__main__":
