@@ -253,7 +253,7 @@ def page(jobs: list[Job], sizes: list[Job], machine: dict[str, Any], further: li
         f"Measured by `python -m benchmarks.run` on {machine['date']}: {machine['processor']}, {machine['cores']} cores, one",
         f"thread a process, Python {machine['python']}, torch {machine['torch']}, Gymnasium {machine['gymnasium']},",
         f"NumPy {machine['numpy']} with {machine['linear_algebra']}.",
-        f"Medians of {machine['repetitions']} runs, all sides in turn; ratios are of neighbours, with the lowest and the highest.",
+        f"Medians of {machine['repetitions']} runs, all sides in turn; ratios of neighbours, with lowest and highest.",
         "Peers: Stable-Baselines3 2.9.2 (sb3), sbx 0.28.0, imitation 1.0.1 with its old pins.",
         "",
         "Same environment, hyperparameters and network on all sides, evaluation off. Ours standardises observations and",

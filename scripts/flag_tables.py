@@ -18,6 +18,7 @@ COMMANDS = {
     "train": config.TrainConfig,
     "evaluate": config.EvaluateConfig,
     "pipeline": config.PipelineConfig,
+    "doctor": config.DoctorConfig,
 }
 
 

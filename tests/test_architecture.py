@@ -18,7 +18,7 @@ LEVELS = [  # from the bottom; modules on one level never import each other, a r
     ["interop", "ppo_updates"],
     ["agent", "ppo_agent"],
     ["checkpoint"],
-    ["collect", "evaluate"],
+    ["collect", "evaluate", "doctor"],
     ["train", "train_ppo"],
     ["pipeline"],
     ["__main__"],
@@ -89,8 +89,8 @@ def run_python(code: str) -> str:
 
 
 def test_command_modules_are_imported_without_anything_heavy():
-    names = ["__init__", "__main__", "config", "cli", "train_ppo", "train", "collect", "evaluate", "pipeline", "errors"]
-    imports = "; ".join(f"import il_based_rl.{name}" for name in names if name != "__init__")
+    commands = ["train_ppo", "train", "collect", "evaluate", "pipeline", "doctor"]
+    imports = "; ".join(f"import il_based_rl.{name}" for name in ["__main__", "config", "cli", "errors", *commands])
     assert run_python(f"import sys, il_based_rl; {imports}; print({_HEAVY})").strip() == "[]"
 
 
@@ -107,7 +107,7 @@ for command in COMMANDS:
 print("heavy:", {_HEAVY})
 """
     output = run_python(code)
-    for command in ("train-ppo", "collect", "train", "evaluate", "pipeline"):
+    for command in ("train-ppo", "collect", "train", "evaluate", "pipeline", "doctor"):
         assert f"usage: il-rl {command}" in output
         assert f"left {command} with 0" in output
     assert output.splitlines()[-1] == "heavy: []"

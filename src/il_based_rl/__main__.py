@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("il_based_rl.train", "clone a student from demonstrations"),
     "evaluate": ("il_based_rl.evaluate", "play whole episodes with a policy, and print how good it is"),
     "pipeline": ("il_based_rl.pipeline", "all of these, one after the other"),
+    "doctor": ("il_based_rl.doctor", "check the installation, the machine and an environment"),
 }
 
 

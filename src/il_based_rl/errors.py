@@ -75,6 +75,12 @@ class TrainingDivergedError(UserError, RuntimeError):
     exit_code = 1
 
 
+class DoctorError(UserError, RuntimeError):
+    """Something that was checked is not as it must be."""
+
+    exit_code = 1
+
+
 class Terminated(KeyboardInterrupt):
     """The system asked the process to end (SIGTERM)."""
 
