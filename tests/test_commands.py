@@ -14,7 +14,7 @@ import toy_envs  # noqa: F401 - registers the environments
 from toy_envs import STILL, Steady
 
 from il_based_rl import __main__ as front_door
-from il_based_rl import __version__, collect, evaluate, pipeline, train, train_ppo
+from il_based_rl import __version__, collect, doctor, evaluate, pipeline, train, train_ppo
 from il_based_rl.agent import BCAgent
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, TrainPPOConfig
@@ -24,7 +24,14 @@ from il_based_rl.evaluate import evaluate_policy
 from il_based_rl.files import read_checkpoint, write_arrays, write_checkpoint
 from il_based_rl.ppo_agent import PPOAgent
 
-MODULES = {"train_ppo": train_ppo, "collect": collect, "train": train, "evaluate": evaluate, "pipeline": pipeline}
+MODULES = {
+    "train_ppo": train_ppo,
+    "collect": collect,
+    "train": train,
+    "evaluate": evaluate,
+    "pipeline": pipeline,
+    "doctor": doctor,
+}
 
 WANDB_FLAGS = [
     ("--wandb", "wandb", False, "", True),
@@ -143,7 +150,7 @@ def test_the_front_door_passes_the_rest_on_to_the_command(monkeypatch):
         monkeypatch.setattr(sys.modules[module], "main", seen.append)
         assert front_door.main([name, "--seed", "3"]) is None
         assert seen == [["--seed", "3"]]
-    assert list(front_door.COMMANDS) == ["train-ppo", "collect", "train", "evaluate", "pipeline"]
+    assert list(front_door.COMMANDS) == ["train-ppo", "collect", "train", "evaluate", "pipeline", "doctor"]
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])

@@ -14,7 +14,7 @@ import gymnasium as gym
 from il_based_rl.envs.in_process import InProcessEnvs
 from il_based_rl.envs.pool import EnvPoolEnvs
 from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, LEVELS, Envs, EnvState, StepRecord
-from il_based_rl.envs.single import REPLAYED_STEPS, Player, make_env
+from il_based_rl.envs.single import REPLAYED_STEPS, Player, make_env, resume_level
 from il_based_rl.envs.vector_env import VectorEnvs
 from il_based_rl.envs.workers import WorkerEnvs, pays_to_share
 
@@ -36,6 +36,7 @@ __all__ = [
     "make_env",
     "make_envs",
     "make_players",
+    "resume_level",
 ]
 
 

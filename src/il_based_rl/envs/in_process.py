@@ -9,8 +9,8 @@ from types import TracebackType
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from il_based_rl.envs.record import EnvState, StepRecord
-from il_based_rl.envs.single import Player, make_env
+from il_based_rl.envs.record import EXACT, EnvState, StepRecord
+from il_based_rl.envs.single import Player, make_env, resume_level
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class InProcessEnvs:
     """
 
     def __init__(self, env_id: str | EnvSpec, num_envs: int = 1, first_index: int = 0) -> None:
-        self.num_envs = num_envs
+        self._env_id, self.num_envs = env_id, num_envs
         self._players = [Player(make_env(env_id), first_index + i) for i in range(num_envs)]
         self.observation_space = self._players[0].env.observation_space
         self.action_space = self._players[0].env.action_space
@@ -80,10 +80,10 @@ class InProcessEnvs:
 
     def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
         """See `Envs`."""
-        levels = []
+        levels, replay = [], resume_level(self._env_id) == EXACT
         for i, (player, state) in enumerate(zip(self._players, states, strict=True)):
             self._note(player.index, state.episode, 0)
-            levels.append(player.restore(state))
+            levels.append(player.restore(state, replay=replay))
             self.record.rows[i] = player.row
         return self.record.rows, levels
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
+import time
 import warnings
 from typing import Any
 
@@ -32,8 +34,11 @@ def make_env(env_id: str | EnvSpec) -> gym.Env[Any, Any]:
         try:
             env = gym.make(registration, disable_env_checker=True)
         except (gym.error.DependencyNotInstalled, ImportError) as error:
-            remedy = "" if "pip install" in str(error) else f" (pip install {getattr(error, 'name', None) or 'that package'})"
-            raise MissingExtraError(f"environment {env_id} needs a package that is not installed: {error}{remedy}") from error
+            missing = getattr(error, "name", None)
+            remedy = "" if "pip install" in str(error) else f" (pip install {missing or 'what it names'})"
+            raise MissingExtraError(
+                f"environment {env_id} needs a package that is missing or unfit: {error}{remedy}"
+            ) from error
         except gym.error.NamespaceNotFound as error:
             package = '"gymnasium[atari]"' if env_id.startswith("ALE/") else "it, then give the id as MODULE:ID"
             raise MissingExtraError(f"environment {env_id} is of a package that is not there: pip install {package}") from error
@@ -50,7 +55,7 @@ def make_env(env_id: str | EnvSpec) -> gym.Env[Any, Any]:
 
 def _nearest(env_id: str) -> str:
     matches = difflib.get_close_matches(env_id, gym.registry.keys(), n=3, cutoff=0.6)
-    return f" (nearest: {', '.join(matches)})" if matches else ""
+    return f" (nearest: {', '.join(matches)})" if matches else " (one of a package of its own is given as MODULE:ID)"
 
 
 def _describe(error: BaseException) -> str:
@@ -108,13 +113,13 @@ class Player:
         Raises:
             EnvironmentFaultError: As in `reset`, or the reward is not finite.
         """
-        self._action = action
+        self._action = np.array(action)  # a copy, as an environment may change what it is given
         self.steps += 1
         if self.steps <= REPLAYED_STEPS:
-            self._actions.append(action)
+            self._actions.append(self._action)
         try:
             self.obs, reward, terminated, truncated, _ = self.env.step(action)
-            reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
+            reward = reward if isinstance(reward, float) else _number(reward)
             self.row = self.codec.row(self.obs)
         except Exception as error:  # as above
             raise self._fault(_describe(error)) from error
@@ -135,8 +140,12 @@ class Player:
             row=np.array(self.row),
         )
 
-    def restore(self, state: EnvState) -> str:
+    def restore(self, state: EnvState, *, replay: bool = True) -> str:
         """Come back to a moment by playing its episode again, action by action.
+
+        Args:
+            state: The moment.
+            replay: Whether that is worth a try, see `resume_level`.
 
         Returns:
             `EXACT` if that led to the same observation and the same state of the environment's generator; `FROM_EPISODE` if
@@ -148,7 +157,7 @@ class Player:
         self.reset(state.seed)
         if self._generator_state() is None:
             return FROM_WEIGHTS
-        if self._replayed(state):
+        if replay and self._replayed(state):
             return EXACT
         self.reset(state.seed)
         self.episode = state.episode
@@ -193,6 +202,53 @@ class Player:
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
+
+
+def resume_level(env_id: str | EnvSpec) -> str:
+    """Try how much of an environment a replay brings back, with what is hidden in it.
+
+    One environment wanders through several episodes, another one is brought to where it is, and both go on with the same
+    random actions for a while: one that only looks the same parts from the other.
+
+    Returns:
+        `EXACT`, `FROM_EPISODE` or `FROM_WEIGHTS`, see `Player.restore`.
+    """
+    with (
+        contextlib.closing(Player(make_env(env_id))) as played,
+        contextlib.closing(Player(make_env(env_id))) as resumed,
+    ):
+        actions, started = played.env.action_space, time.monotonic()
+        actions.seed(0)
+        played.reset(1)
+        for _ in range(_TRIALS):
+            for _ in range(_TRIAL_STEPS):
+                if any(played.step(actions.sample())[1:]) or played.steps >= _TRIAL_STEPS // 2:
+                    played.reset()
+            state = played.state()
+            level = FROM_WEIGHTS if state is None else resumed.restore(state)
+            if level != EXACT:
+                return level
+            for _ in range(_TRIAL_STEPS):
+                action = actions.sample()
+                one, other = played.step(action), resumed.step(action)
+                if one != other or not np.array_equal(played.row, resumed.row):
+                    return FROM_EPISODE
+                if one[1] or one[2]:
+                    played.reset()
+                    resumed.reset()
+            if time.monotonic() - started > _TRIAL_SECONDS:
+                break
+    return EXACT
+
+
+_TRIALS, _TRIAL_STEPS, _TRIAL_SECONDS = 3, 100, 10.0
+
+
+def _number(reward: Any) -> float:
+    array = np.asarray(reward)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise TypeError(f"the reward is {reward!r}; expected a number")
+    return float(array.item())
 
 
 def place(index: int, seed: int | None, episode: int, step: int, action: Any) -> str:
