@@ -95,9 +95,10 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
             run.save()
             for progress in agent.learn(dataset):
                 run.log(progress.metrics | {"fast_path": fast_path}, progress.epoch)
-                run.keep(agent, progress.epoch)
+                periodic = progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or progress.epoch == config.bc.epochs
+                run.keep(agent, progress.epoch, periodic=periodic)
                 bar.update()
-                if progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or progress.epoch == config.bc.epochs:
+                if periodic:
                     run.checkpoint()
                     cli.say(_line(progress.epoch, progress.metrics))
             cli.say(f"Student saved to {config.save_path}")

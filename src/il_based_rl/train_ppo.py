@@ -110,7 +110,7 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
                 if evaluate:
                     metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds).mean
                 run.log(metrics, progress.env_steps)
-                run.keep(agent, progress.env_steps, metrics.get("eval_reward"))
+                run.keep(agent, progress.env_steps, metrics.get("eval_reward"), periodic=evaluate)
                 if evaluate:
                     run.checkpoint()
                     cli.say(_line(progress.env_steps, metrics))

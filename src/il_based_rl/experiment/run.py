@@ -152,6 +152,8 @@ class _Kept:
     best_eval_reward: float | None
     unwritten_best: dict[str, Any] | None
     """Payload of the best policy so far, until it is on disk."""
+    periodic: bool
+    """Whether it is one of those that the last three are kept of."""
 
 
 class Run:
@@ -202,7 +204,7 @@ class Run:
                 files.rewind(step)
             else:
                 files.start_afresh()
-            self._kept = _Kept({}, step, best if files.best.exists() else None, None)
+            self._kept = _Kept({}, step, best if files.best.exists() else None, None, periodic=False)
             self._rows = stack.enter_context(contextlib.closing(RowFile(files.metrics)))
             self._open = stack.pop_all()
 
@@ -235,8 +237,8 @@ class Run:
         if self._sink is not None:
             self._sink.log(metrics, step)
 
-    def keep(self, agent: Resumable, step: int, eval_reward: float | None = None) -> None:
-        """Keep the agent in memory as it is after an update whose row is written."""
+    def keep(self, agent: Resumable, step: int, eval_reward: float | None = None, *, periodic: bool = False) -> None:
+        """Keep the agent in memory as it is after an update whose row is written; `periodic` if `checkpoint` is to follow."""
         best, is_best = self._kept.best_eval_reward, False
         if eval_reward is not None and (best is None or eval_reward >= best):
             best, is_best = eval_reward, True
@@ -248,7 +250,7 @@ class Run:
             "best_eval_reward": best,
         }
         payload = {**agent.payload(), "run": beside}
-        self._kept = _Kept(payload, step, best, payload if is_best else self._kept.unwritten_best)
+        self._kept = _Kept(payload, step, best, payload if is_best else self._kept.unwritten_best, periodic)
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -279,14 +281,18 @@ class Run:
             FileWriteError: It could not be written for the third time in a row; before that, a notice is all.
         """
         try:
-            write_checkpoint(self._files.periodic(self._kept.step), self._kept.payload)
-            self.save()
+            self._write()
         except FileWriteError as error:
             self._failed_saves += 1
             if self._failed_saves >= _MOST_FAILED_SAVES:
                 error.exit_code = 1
                 raise
             notice(f"{error}; training goes on, and the next checkpoint tries again")
+
+    def _write(self) -> None:
+        if self._kept.periodic:
+            write_checkpoint(self._files.periodic(self._kept.step), self._kept.payload)
+        self.save()
         for path in self._files.all_periodic()[_KEPT_CHECKPOINTS:]:
             remove_file(path)
 
@@ -298,7 +304,7 @@ class Run:
             try:
                 if error is not None and self._kept.payload:
                     if self._saved_step != self._kept.step:
-                        self.save()
+                        self._write()
                     notice(f"saved at step {self._kept.step}; go on with --resume")
             except FileWriteError as unwritten:
                 notice(f"step {self._kept.step} is lost: {unwritten}")
