@@ -25,7 +25,8 @@ class ReferenceCloning:
 
     def differentiate(self, inputs: Tensor, targets: Tensor) -> Any:
         """Write the loss's gradient, for standardised features and raw actions; return the loss."""
-        loss = self._policy.head.cloning_loss(self._policy.network(inputs), targets)
+        with torch.enable_grad():
+            loss = self._policy.head.cloning_loss(self._policy.network(inputs), targets)
         self._flat.grad.zero_()
         loss.backward()
         return loss.detach()

@@ -48,10 +48,11 @@ class ReferenceUpdate:
 
     def differentiate(self, minibatch: RolloutBatch, config: PPOConfig) -> Any:
         """Write the loss's gradient; return the measures, shape (5,)."""
-        log_probs, entropy, values = self._policy.evaluate_actions(minibatch.normalized, minibatch.raw_actions)
-        policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, minibatch.advantages, config.clip_range)
-        value_loss = mse_loss(values, minibatch.returns)
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        with torch.enable_grad():
+            log_probs, entropy, values = self._policy.evaluate_actions(minibatch.normalized, minibatch.raw_actions)
+            policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, minibatch.advantages, config.clip_range)
+            value_loss = mse_loss(values, minibatch.returns)
+            loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         self._flat.grad.zero_()
         loss.backward()
         parts = [policy_loss, value_loss, entropy, measures["approx_kl"], measures["clip_fraction"]]

@@ -68,10 +68,10 @@ class Rollouts:
         self._lengths = np.zeros(envs.num_envs, np.int64)
         self.level = EXACT
         """How much of the environments is as it was in `since`; the least of all."""
-        if since is None or None in since.envs:
+        rows, levels = _restored(envs, since)
+        if since is None or rows is None:
             rows, self.level = envs.reset(seeds), EXACT if since is None else FROM_WEIGHTS
         else:
-            rows, levels = envs.restore([state for state in since.envs if state is not None])
             self.level = max(levels, key=LEVELS.index)
             same_episode = np.array([level == EXACT for level in levels])
             self.discounted = np.where(same_episode, since.discounted, 0.0)
@@ -127,6 +127,16 @@ class Rollouts:
             self._total_rewards[i] += rewards[start:, i].sum()
             self._lengths[i] += buffer.valid[start:, i].sum()
         return episodes
+
+
+def _restored(envs: Envs, since: RolloutState | None) -> tuple[np.ndarray | None, list[str]]:
+    states = [] if since is None else [state for state in since.envs if state is not None]
+    if since is None or len(states) < len(since.envs):
+        return None, []
+    try:
+        return envs.restore(states)
+    except NotImplementedError:  # of a kind that gives none
+        return None, []
 
 
 def to_plain(state: RolloutState) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
     cli.say(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...")
     if agent.epochs >= config.bc.epochs:
         cli.notice(f"the run is finished: it has had its {agent.epochs} epochs")
-        return agent
+        if checkpoint is None or files.complete(checkpoint):
+            return agent
     fast_path = cli.notice_path(agent.reason_against_fast_path)
     settings = asdict(config) | {"demonstrations": dataset.fingerprint}
     sink = open_sink(config.tracking, settings, f"{dataset.metadata.get('env_id')}_{config.bc.epochs}")
@@ -90,17 +91,19 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
             level="exact",
             sink=sink,
         )
-        with contextlib.suppress(TimeIsUp), bar, run, time_limit(config.max_time):
+        with contextlib.suppress(TimeIsUp), bar, run:
             run.keep(agent, agent.epochs)
             run.save()
-            for progress in agent.learn(dataset):
-                run.log(progress.metrics | {"fast_path": fast_path}, progress.epoch)
-                periodic = progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or progress.epoch == config.bc.epochs
-                run.keep(agent, progress.epoch, periodic=periodic)
-                bar.update()
-                if periodic:
-                    run.checkpoint()
-                    cli.say(_line(progress.epoch, progress.metrics))
+            with time_limit(config.max_time):
+                for progress in agent.learn(dataset) if agent.epochs < config.bc.epochs else ():
+                    run.log(progress.metrics | {"fast_path": fast_path}, progress.epoch)
+                    periodic = progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or progress.epoch == config.bc.epochs
+                    run.keep(agent, progress.epoch, periodic=periodic)
+                    if periodic:
+                        run.checkpoint()
+                        cli.say(_line(progress.epoch, progress.metrics))
+                    bar.update()
+            run.save()
             cli.say(f"Student saved to {config.save_path}")
     return BCAgent.from_payload(run.kept, config.save_path, device=config.device)
 
@@ -116,6 +119,7 @@ def _begin(config: TrainConfig, dataset: DemoDataset, checkpoint: Checkpoint | N
         return agent, config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
+    config = replace(config, seed=stored.seed if config.seed is None else config.seed)
     for name in _FIXED_AT_RESUME:
         if getattr(stored, name) != getattr(config, name):
             raise ResumeError(

@@ -86,7 +86,8 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
             cli.notice(
                 f"the run is finished: it has {agent.env_steps} steps, and --total-timesteps is {config.total_timesteps}"
             )
-            return agent
+            if checkpoint is None or files.complete(checkpoint):
+                return agent
         fast_path = cli.notice_path(agent.reason_against_fast_path)
         evaluation_seeds = list(start_seeds(agent.seed, "evaluation in training", config.eval_episodes))
         sink = open_sink(config.tracking, asdict(config), f"{config.env_id}_{config.total_timesteps}")
@@ -101,20 +102,21 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
             level=agent.resume_level,
             sink=sink,
         )
-        with contextlib.suppress(TimeIsUp), bar, run, time_limit(config.max_time):
+        with contextlib.suppress(TimeIsUp), bar, run:
             run.keep(agent, agent.env_steps)
             run.save()
-            for progress in updates:
-                metrics = progress.metrics | _episode_means(progress.episodes) | {"fast_path": fast_path}
-                evaluate = progress.passes_multiple_of(config.eval_interval)
-                if evaluate:
-                    metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds).mean
-                run.log(metrics, progress.env_steps)
-                run.keep(agent, progress.env_steps, metrics.get("eval_reward"), periodic=evaluate)
-                if evaluate:
-                    run.checkpoint()
-                    cli.say(_line(progress.env_steps, metrics))
-                bar.update(progress.env_steps - bar.n)
+            with time_limit(config.max_time):
+                for progress in updates:
+                    metrics = progress.metrics | _episode_means(progress.episodes) | {"fast_path": fast_path}
+                    evaluate = progress.passes_multiple_of(config.eval_interval)
+                    if evaluate:
+                        metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds).mean
+                    run.log(metrics, progress.env_steps)
+                    run.keep(agent, progress.env_steps, metrics.get("eval_reward"), periodic=evaluate)
+                    if evaluate:
+                        run.checkpoint()
+                        cli.say(_line(progress.env_steps, metrics))
+                    bar.update(progress.env_steps - bar.n)
             run.save()
         cli.say(f"Checkpoint saved to {config.save_path}")
     return PPOAgent.from_payload(run.kept, config.save_path, device=config.device)

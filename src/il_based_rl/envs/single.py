@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import math
 import time
@@ -230,7 +231,7 @@ def resume_level(env_id: str | EnvSpec) -> str:
                 return level
             for _ in range(_TRIAL_STEPS):
                 action = actions.sample()
-                one, other = played.step(action), resumed.step(action)
+                one, other = played.step(copy.deepcopy(action)), resumed.step(action)  # either may write into it
                 if one != other or not np.array_equal(played.row, resumed.row):
                     return FROM_EPISODE
                 if one[1] or one[2]:

@@ -33,12 +33,14 @@ def fitting_threads(hidden_dims: Sequence[int]) -> Iterator[None]:
 
 def numerics(device: str) -> dict[str, str]:
     """Return what the sums of floats depend on beside the seed."""
-    libraries = sorted(f"{found['internal_api']} {found.get('architecture', '')}".strip() for found in threadpool_info())
+    blas = {
+        f"{found['internal_api']} {found.get('architecture')}" for found in threadpool_info() if found["user_api"] == "blas"
+    }
     return {
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": str(torch.get_num_threads()),
-        "linear algebra": ", ".join(libraries),
+        "linear algebra": ", ".join(sorted(blas)),
         **{name: version for name, version in package_versions().items() if name != "il_based_rl"},
     }
 

@@ -93,13 +93,22 @@ class RunFiles:
         later += [path for path in self.all_periodic() if path > self.periodic(step)]
         rows = read_rows(self.metrics) if self.metrics.exists() else []
         kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= step]
-        if later and self.metrics.exists():
-            later.append(self.metrics)
-        moved = [move_aside(path) for path in later]
+        # In this order, as a kill may come in between: rows that are too many do no harm, missing ones would.
+        moved = [move_aside(self.metrics, leave_copy=True)] if later and rows else []
+        moved += [move_aside(path) for path in later]
         if rows:
             rewrite_rows(self.metrics, kept)
         if moved:
             notice(f"the run goes back to step {step}; what it had after that is kept as {', '.join(map(str, moved))}")
+
+    def complete(self, checkpoint: tuple[Path, dict[str, Any]]) -> bool:
+        """Whether a checkpoint is at the save path, and its copies at their places: nothing cut its saving off."""
+        path, payload = checkpoint
+        step, run = _step_in(payload), payload.get("run") or {}
+        copies = [self.best] * bool(run.get("is_best")) + [self.periodic(step)] * bool(run.get("is_periodic"))
+        return path.resolve() == self.save_path.resolve() and all(
+            copy.is_file() and self._step_of(copy) == step for copy in copies
+        )
 
     def _step_of(self, path: Path) -> float:
         try:
@@ -202,9 +211,11 @@ class Run:
                 notice(f"resuming {resumed_from[0]} at step {step}: {_LEVELS[level]}")
             if resumed_from is not None and files.holds(resumed_from[0]):
                 files.rewind(step)
+                self._is_best, self._is_periodic = before.get("is_best") is True, before.get("is_periodic") is True
             else:
                 files.start_afresh()
-            self._kept = _Kept({}, step, best if files.best.exists() else None, None, periodic=False)
+                self._is_best, self._is_periodic = False, False
+            self._kept = _Kept({}, step, best if self._is_best or files.best.exists() else None, None, periodic=False)
             self._rows = stack.enter_context(contextlib.closing(RowFile(files.metrics)))
             self._open = stack.pop_all()
 
@@ -239,15 +250,20 @@ class Run:
 
     def keep(self, agent: Resumable, step: int, eval_reward: float | None = None, *, periodic: bool = False) -> None:
         """Keep the agent in memory as it is after an update whose row is written; `periodic` if `checkpoint` is to follow."""
-        best, is_best = self._kept.best_eval_reward, False
-        if eval_reward is not None and (best is None or eval_reward >= best):
-            best, is_best = eval_reward, True
+        best, first = self._kept.best_eval_reward, not self._kept.payload
+        is_best = self._is_best if first else eval_reward is not None and (best is None or eval_reward >= best)
+        if first:  # a save that was cut off may have left the copies of the policy that is resumed unwritten
+            periodic = self._is_periodic
+        elif is_best:
+            best = eval_reward
         beside = {
             "settings": self._settings,
             "numerics": self._numerics,
             "resumes": self._resumes,
             "wall_seconds": self.wall_seconds,
             "best_eval_reward": best,
+            "is_best": is_best,
+            "is_periodic": periodic,
         }
         payload = {**agent.payload(), "run": beside}
         self._kept = _Kept(payload, step, best, payload if is_best else self._kept.unwritten_best, periodic)
@@ -258,43 +274,44 @@ class Run:
         return self._kept.payload
 
     def save(self) -> None:
-        """Write what was kept last to the save path, and the best policy to its place if it is not there yet.
+        """Write what was kept last to the save path, then its copies: as the best, and as one of the last three, if it is that.
+
+        A resumed run writes the copies of the policy that it goes on from again, as a kill may have come before them.
 
         Raises:
             FileWriteError: It cannot be written; older files are as they were.
         """
         kept = self._kept
+        if self._saved_step == kept.step:
+            return
         try:
+            write_checkpoint(self._files.save_path, kept.payload)
             if kept.unwritten_best is not None:
                 write_checkpoint(self._files.best, kept.unwritten_best)
-            write_checkpoint(self._files.save_path, kept.payload)
+            if kept.periodic:
+                write_checkpoint(self._files.periodic(kept.step), kept.payload)
         except FileWriteError as error:
             error.exit_code = 2 if self._saved_step < 0 else 1
             raise
         self._kept = replace(kept, unwritten_best=None)
         self._saved_step, self._failed_saves = kept.step, 0
+        for path in self._files.all_periodic()[_KEPT_CHECKPOINTS:]:
+            remove_file(path)
 
     def checkpoint(self) -> None:
-        """Write what was kept last as one of the last three, and as `save` does.
+        """`save`, but that a full disk does not end the run at once.
 
         Raises:
             FileWriteError: It could not be written for the third time in a row; before that, a notice is all.
         """
         try:
-            self._write()
+            self.save()
         except FileWriteError as error:
             self._failed_saves += 1
             if self._failed_saves >= _MOST_FAILED_SAVES:
                 error.exit_code = 1
                 raise
             notice(f"{error}; training goes on, and the next checkpoint tries again")
-
-    def _write(self) -> None:
-        if self._kept.periodic:
-            write_checkpoint(self._files.periodic(self._kept.step), self._kept.payload)
-        self.save()
-        for path in self._files.all_periodic()[_KEPT_CHECKPOINTS:]:
-            remove_file(path)
 
     def __enter__(self) -> Run:
         return self
@@ -303,8 +320,7 @@ class Run:
         with self._open:
             try:
                 if error is not None and self._kept.payload:
-                    if self._saved_step != self._kept.step:
-                        self._write()
+                    self.save()
                     notice(f"saved at step {self._kept.step}; go on with --resume")
             except FileWriteError as unwritten:
                 notice(f"step {self._kept.step} is lost: {unwritten}")

@@ -116,8 +116,8 @@ def unwritable(path: str | Path, error: OSError) -> FileWriteError:
     return FileWriteError(f"cannot write {path}: {error.strerror or error}; {remedy}")
 
 
-def move_aside(path: Path) -> Path | None:
-    """Rename a file to its name with `.bak` behind it; an older one becomes `.bak2`, and so on.
+def move_aside(path: Path, *, leave_copy: bool = False) -> Path | None:
+    """Rename a file to its name with `.bak` behind it, or copy it there; an older one becomes `.bak2`, and so on.
 
     Returns:
         The new path, or None where there was nothing to move.
@@ -135,7 +135,11 @@ def move_aside(path: Path) -> Path | None:
             older.append(path.with_name(f"{path.name}.bak{len(older) + 1}"))
         for newer, place in reversed(list(itertools.pairwise(older))):
             os.replace(newer, place)
-        os.replace(path, backup)
+        if not leave_copy:
+            os.replace(path, backup)
+            return backup
+        with atomic_file(backup) as handle:
+            handle.write(path.read_bytes())
     except OSError as error:
         raise FileWriteError(f"cannot move {path} to {backup}: {error.strerror or error}") from error
     return backup
