@@ -235,6 +235,6 @@ class BCAgent:
             if "optimizer" in training:
                 agent.optimizer.load_state_dict(training["optimizer"])
                 restore_generator(agent._order, training["random"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # what a foreign file holds may be wrong in any way
             raise FileFormatError(f"{path} is damaged: {' '.join(str(error).split())}") from error
         return agent

@@ -23,6 +23,7 @@ def load_agent(path: str | Path, hidden_dims: Sequence[int] | None = None) -> PP
         ArchitectureMismatchError: `hidden_dims` contradict the file.
     """
     payload = read_checkpoint(path)
-    if payload.get("kind") not in _AGENTS:
-        raise FileFormatError(f"{path} holds an agent of the unknown kind {payload.get('kind')!r}")
-    return _AGENTS[payload["kind"]].from_payload(payload, path, hidden_dims)
+    kind = payload.get("kind")
+    if not isinstance(kind, str) or kind not in _AGENTS:
+        raise FileFormatError(f"{path} holds an agent of the unknown kind {kind!r}")
+    return _AGENTS[kind].from_payload(payload, path, hidden_dims)

@@ -56,6 +56,8 @@ class DemoDataset:
 
     def __post_init__(self) -> None:
         steps, episodes = len(self.observations), len(self.episode_lengths)
+        for name in ("rewards", "terminated", "truncated", "episode_lengths", "seeds"):
+            _require(getattr(self, name).ndim == 1, f"{name} of shape {getattr(self, name).shape}")
         for name in _ARRAYS[1:5]:
             _require(len(getattr(self, name)) == steps, f"{len(getattr(self, name))} {name} for {steps} observations")
         for name in ("final_observations", "seeds"):
@@ -183,8 +185,8 @@ class DemoDataset:
         if missing:
             raise FileFormatError(f"{path} lacks {', '.join(missing)}; collect it again")
         for name in _ARRAYS:
-            kind = arrays[name].dtype.kind
-            if kind not in ("b" if name in ("terminated", "truncated") else "biuf"):
+            kinds = {"terminated": "b", "truncated": "b", "episode_lengths": "iu", "seeds": "iu"}
+            if arrays[name].ndim == 0 or arrays[name].dtype.kind not in kinds.get(name, "biuf"):
                 raise FileFormatError(f"{path} holds {name} of type {arrays[name].dtype}; expected numbers")
         try:
             return cls(**{name: arrays[name] for name in _ARRAYS}, metadata=metadata)

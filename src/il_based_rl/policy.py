@@ -159,15 +159,14 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         activation, hidden_dims = architecture["activation"], tuple(architecture["hidden_dims"])
         observation_space = space_from_plain(architecture["observation_space"])
         action_space = space_from_plain(architecture["action_space"])
-    except (KeyError, TypeError) as error:
+        stored = sum(tensor.numel() for tensor in parameters.values() if tensor.is_floating_point())
+        inputs = ObservationCodec(observation_space).size
+    except (KeyError, TypeError, AttributeError, RuntimeError, UnsupportedSpaceError) as error:
         raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
-    if activation not in ("tanh", "relu") or not all(type(width) is int and width > 0 for width in hidden_dims):
-        raise FileFormatError(f"the checkpoint describes a policy of {hidden_dims} {activation} units; it is damaged")
-    try:
-        weights = sum(a * b for a, b in itertools.pairwise([ObservationCodec(observation_space).size, *hidden_dims]))
-        stored = sum(tensor.numel() for tensor in parameters.values())
-    except (UnsupportedSpaceError, AttributeError) as error:
-        raise FileFormatError(f"the checkpoint describes no policy: {error}") from error
+    known = activation in ("tanh", "relu") and len(hidden_dims) <= _MOST_LAYERS
+    if not known or not all(type(width) is int and width > 0 for width in hidden_dims):
+        raise FileFormatError(f"the checkpoint describes a policy of {hidden_dims[:9]} {activation} units; it is damaged")
+    weights = sum(a * b for a, b in itertools.pairwise([inputs, *hidden_dims]))
     if weights > stored:
         raise FileFormatError(f"the checkpoint describes {weights} weights and holds {stored} numbers; it is damaged")
     return {
@@ -176,6 +175,9 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         "hidden_dims": hidden_dims,
         "activation": activation,
     }
+
+
+_MOST_LAYERS = 100
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

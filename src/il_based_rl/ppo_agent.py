@@ -313,6 +313,6 @@ class PPOAgent:
                 restore_generator(random, training["random"][name])
             if training["environments"] is not None:
                 agent._since = from_plain(training["environments"], policy.actor)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # what a foreign file holds may be wrong in any way
             raise FileFormatError(f"{path} is damaged: {' '.join(str(error).split())}") from error
         return agent

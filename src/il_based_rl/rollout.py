@@ -170,8 +170,9 @@ def _env_from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> EnvState:
     actions: Any = None if plain["actions"] is None else plain["actions"].numpy()
     row = plain["row"].numpy()
     generator = np.random.PCG64()
-    for state in (plain["generator"], plain["generator_at_reset"] or plain["generator"]):
-        generator.state = state  # refuses what is no state
+    for state in (plain["generator"], plain["generator_at_reset"]):
+        if state is not None:
+            generator.state = state  # refuses what is no state
     steps, shape = -1 if actions is None else len(actions), policy.action_space.shape or ()
     if row.shape != policy.codec.row_shape or (steps > 0 and actions.shape[1:] != shape):
         raise ValueError("an environment's observation or actions are not of the policy's spaces")

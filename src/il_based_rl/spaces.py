@@ -168,39 +168,61 @@ def space_from_plain(plain: Any) -> gym.Space[Any]:
         FileFormatError: The description is not one of these.
     """
     try:
-        kind = plain["kind"]
-        if _numbers_in(plain) > _MOST_NUMBERS:
+        if _numbers_in(plain, 0) > _MOST_NUMBERS:
             raise ValueError(f"more than {_MOST_NUMBERS} numbers")
-        if kind == "Box":
-            shape, dtype = tuple(plain["shape"]), np.dtype(plain["dtype"])
-            low, high = (_bound_from_plain(plain[end], shape, dtype) for end in ("low", "high"))
-            return spaces.Box(low, high, shape, dtype.type)
-        if kind == "Discrete":
-            number = {} if plain["dtype"] == "int64" else {"dtype": np.dtype(plain["dtype"]).type}  # unknown to Gymnasium 1.1
-            return spaces.Discrete(plain["n"], start=plain["start"], **number)
-        if kind == "MultiDiscrete":
-            whole = np.dtype(plain["dtype"]).type
-            return spaces.MultiDiscrete(np.array(plain["nvec"], whole), whole, start=np.array(plain["start"], whole))
-        if kind == "MultiBinary":
-            return spaces.MultiBinary(plain["n"])
-        if kind == "Dict":
-            return spaces.Dict([(key, space_from_plain(part)) for key, part in plain["spaces"]])
-        if kind == "Tuple":
-            return spaces.Tuple([space_from_plain(part) for part in plain["spaces"]])
-    except (KeyError, TypeError, ValueError, OverflowError, AssertionError) as error:
+        return _space_from_plain(plain)
+    except (KeyError, TypeError, ValueError, OverflowError, AssertionError, AttributeError) as error:
         raise FileFormatError(f"the description of a space is damaged: {error}") from error
-    raise FileFormatError(f"the description of a space names the unknown kind {kind!r}")
 
 
-_MOST_NUMBERS = 2**26
-"""A space of more numbers than this is taken for damage, before memory is asked for."""
+def _space_from_plain(plain: Any) -> gym.Space[Any]:
+    kind = plain["kind"]
+    if kind == "Box":
+        shape, dtype = tuple(plain["shape"]), _number_type(plain["dtype"])
+        low, high = (_bound_from_plain(plain[end], shape, dtype) for end in ("low", "high"))
+        return spaces.Box(low, high, shape, dtype.type)
+    if kind == "Discrete":
+        number: Any = (
+            {} if plain["dtype"] == "int64" else {"dtype": _number_type(plain["dtype"]).type}
+        )  # unknown to Gymnasium 1.1
+        return spaces.Discrete(plain["n"], start=plain["start"], **number)
+    if kind == "MultiDiscrete":
+        whole = _number_type(plain["dtype"]).type
+        return spaces.MultiDiscrete(np.array(plain["nvec"], whole), whole, start=np.array(plain["start"], whole))
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(plain["n"])
+    if kind == "Dict":
+        return spaces.Dict([(key, _space_from_plain(part)) for key, part in plain["spaces"]])
+    return spaces.Tuple([_space_from_plain(part) for part in plain["spaces"]])
 
 
-def _numbers_in(plain: Any) -> int:
-    sizes = {"Box": plain.get("shape"), "MultiBinary": plain.get("n")}
-    if plain["kind"] in sizes:
-        return math.prod(np.ravel(sizes[plain["kind"]]).tolist())
-    return sum(np.ravel(plain.get("n", plain.get("nvec", 0))).tolist())
+_MOST_NUMBERS = 2**23
+"""A space of more numbers than this (a picture in full HD has 6 million) is taken for damage, before memory is asked for."""
+_DEEPEST = 20
+
+
+def _number_type(name: str) -> np.dtype[Any]:
+    dtype = np.dtype(name)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"numbers of type {dtype}")
+    return dtype
+
+
+def _numbers_in(plain: Any, depth: int) -> int:
+    """Count what memory a described space, with what is inside it, asks for."""
+    kind = plain["kind"]
+    if kind in ("Dict", "Tuple"):
+        if depth > _DEEPEST or not plain["spaces"]:
+            raise ValueError("spaces inside a space are too deep, or none")
+        parts = [part for _, part in plain["spaces"]] if kind == "Dict" else plain["spaces"]
+        return sum(_numbers_in(part, depth + 1) for part in parts)
+    field = {"Box": "shape", "MultiBinary": "n", "Discrete": "n", "MultiDiscrete": "nvec"}.get(kind)
+    if field is None:
+        raise ValueError(f"the unknown kind {kind!r}")
+    sizes = [int(size) for size in np.ravel(plain[field]).tolist()]
+    if any(size < 0 for size in sizes) or len(sizes) > _MOST_NUMBERS:
+        raise ValueError(f"a size of {min(sizes)}")
+    return sum(sizes) if field == "nvec" else math.prod(sizes)
 
 
 def _bound_to_plain(bound: np.ndarray) -> Any:

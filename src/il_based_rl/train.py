@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from il_based_rl import cli
 from il_based_rl.config import BCConfig, TrainConfig, WandbConfig
-from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp
-from il_based_rl.experiment import Checkpoint, resumed_checkpoint
+from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
+from il_based_rl.experiment import Checkpoint, own_save_path, resumed_checkpoint
 
 if TYPE_CHECKING:
     from il_based_rl.agent import BCAgent
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume = cli.given("--resume", argv)
         if resume is not None and not cli.asks_for_help(argv):
             checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
-            defaults = _stored_settings(checkpoint)  # what the command line leaves out is as in that run
+            defaults = _own_settings(checkpoint, defaults)
         config = cli.parse(defaults, argv, prog="il-rl train", description="Clone a student from demonstrations.")
         train(config, checkpoint)
 
@@ -131,6 +131,12 @@ def _begin(config: TrainConfig, dataset: DemoDataset, checkpoint: Checkpoint | N
     return BCAgent.from_payload(payload, path, config.hidden_dims, device=config.device), config
 
 
+def _own_settings(checkpoint: Checkpoint, defaults: TrainConfig) -> TrainConfig:
+    """Return what the command line may leave out: as in the run that wrote a checkpoint, but for what is overwritten."""
+    stored = _stored_settings(checkpoint)
+    return replace(stored, save_path=own_save_path(checkpoint[0], stored.save_path, defaults.save_path))
+
+
 def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:
     """Return the settings of the run that wrote a checkpoint."""
     path, payload = checkpoint
@@ -140,7 +146,9 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:
         settings = {name: value for name, value in payload["run"]["settings"].items() if name != "demonstrations"}
         parts = {"bc": BCConfig(**settings["bc"]), "tracking": WandbConfig(**settings["tracking"])}
         return TrainConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"{path} holds no settings that train can go on with: {error}") from error
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from il_based_rl import cli
 from il_based_rl.config import PPOConfig, TrainPPOConfig, WandbConfig
-from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp
-from il_based_rl.experiment import Checkpoint, resumed_checkpoint
+from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
+from il_based_rl.experiment import Checkpoint, own_save_path, resumed_checkpoint
 
 if TYPE_CHECKING:
     from il_based_rl.envs import Envs
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume = cli.given("--resume", argv)
         if resume is not None and not cli.asks_for_help(argv):
             checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
-            defaults = _stored_settings(checkpoint)  # what the command line leaves out is as in that run
+            defaults = _own_settings(checkpoint, defaults, cli.given("--env-id", argv))
         config = cli.parse(defaults, argv, prog="il-rl train-ppo", description="Train an expert with PPO.")
         train_ppo(config, checkpoint)
 
@@ -156,6 +156,20 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
     return agent, config
 
 
+def _own_settings(checkpoint: Checkpoint, defaults: TrainPPOConfig, env_id: str | None) -> TrainPPOConfig:
+    """Return what the command line may leave out: as in the run that wrote a checkpoint, as far as a file may decide that.
+
+    A file from elsewhere does not choose what is overwritten, nor which module is imported.
+    """
+    stored = _stored_settings(checkpoint)
+    if env_id is None and ":" in stored.env_id:
+        raise ResumeError(
+            f"{checkpoint[0]} asks for the environment {stored.env_id}, for which code is imported; "
+            f"if you trust that code, say so by --env-id {stored.env_id}"
+        )
+    return replace(stored, save_path=own_save_path(checkpoint[0], stored.save_path, defaults.save_path))
+
+
 def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
     """Return the settings of the run that wrote a checkpoint; of an agent that was saved by itself, its own."""
     path, payload = checkpoint
@@ -168,7 +182,9 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
             return TrainPPOConfig(ppo=PPOConfig(**payload["training"]["config"]), **own)
         parts = {"ppo": PPOConfig(**settings["ppo"]), "tracking": WandbConfig(**settings["tracking"])}
         return TrainPPOConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"{path} holds no settings that train-ppo can go on with: {error}") from error
 
 

@@ -23,3 +23,10 @@ def resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
     from il_based_rl.files import read_checkpoint
 
     return RunFiles(save_path).latest_checkpoint() if resume == LATEST else (Path(resume), read_checkpoint(resume))
+
+
+def own_save_path(path: Path, stored: str, default: str) -> str:
+    """Return the save path of the run that a checkpoint is one of; the default where it lies elsewhere than it says."""
+    from il_based_rl.experiment.run import RunFiles
+
+    return stored if RunFiles(stored).holds(path) else default

@@ -104,7 +104,7 @@ class RunFiles:
     def complete(self, checkpoint: tuple[Path, dict[str, Any]]) -> bool:
         """Whether a checkpoint is at the save path, and its copies at their places: nothing cut its saving off."""
         path, payload = checkpoint
-        step, run = _step_in(payload), payload.get("run") or {}
+        step, run = _step_in(payload), _facts(path, payload)
         copies = [self.best] * bool(run.get("is_best")) + [self.periodic(step)] * bool(run.get("is_periodic"))
         return path.resolve() == self.save_path.resolve() and all(
             copy.is_file() and self._step_of(copy) == step for copy in copies
@@ -143,6 +143,19 @@ def _step_in(payload: dict[str, Any]) -> int:
         return int(training["env_steps"] if "env_steps" in training else training["epochs"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"a checkpoint does not say how far it got: {error}") from error
+
+
+def _facts(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run has kept in a checkpoint; nothing for an agent that was saved by itself.
+
+    Raises:
+        FileFormatError: It is not what `Run.keep` writes.
+    """
+    facts = payload.get("run")
+    kinds = {"wall_seconds": float, "resumes": list, "numerics": dict, "best_eval_reward": float | None}
+    if not isinstance(facts, dict) or (facts and not all(isinstance(facts.get(name), kind) for name, kind in kinds.items())):
+        raise FileFormatError(f"{path} is damaged: what its run kept is missing or of a wrong type")
+    return facts
 
 
 class Resumable(Protocol):
@@ -197,10 +210,10 @@ class Run:
         sink: WandbSink | None = None,
     ) -> None:
         self._files, self._settings, self._sink, self._numerics = files, settings, sink, numerics
-        before: dict[str, Any] = {} if resumed_from is None else resumed_from[1].get("run") or {}
+        before = {} if resumed_from is None else _facts(*resumed_from)
         best: float | None = before.get("best_eval_reward")
-        self._started = time.monotonic() - float(before.get("wall_seconds") or 0.0)
-        self._resumes = list(before.get("resumes") or [])
+        self._started = time.monotonic() - float(before.get("wall_seconds", 0.0))
+        self._resumes = list(before.get("resumes", []))
         self._saved_step, self._failed_saves = -1, 0
         self._waiting_rows: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from il_based_rl.errors import FileFormatError, FileMissingError
@@ -14,7 +15,7 @@ MAX_BYTES = 2**32
 _MAX_MEMBERS = 10_000
 
 
-def read_archive(path: str | Path, what: str) -> tuple[bytes, dict[str, bytes]]:
+def read_archive(path: str | Path, what: str) -> dict[str, bytes]:
     """Read a file that is a zip archive of members that are not compressed, as this package writes them.
 
     Args:
@@ -22,8 +23,9 @@ def read_archive(path: str | Path, what: str) -> tuple[bytes, dict[str, bytes]]:
         what: What it should be, for messages.
 
     Returns:
-        The file, and its members by name, against whose check sums they were read. Together the members are no larger than
-        the file, so that no small file can ask for much memory.
+        Its members by name, against whose check sums they were read. Together they are no larger than the file, so that no
+        small file can ask for much memory. Whoever hands them to another parser packs them anew (`pack`), as two parsers need
+        not see the same members in one file.
 
     Raises:
         FileMissingError: There is no such file.
@@ -36,8 +38,7 @@ def read_archive(path: str | Path, what: str) -> tuple[bytes, dict[str, bytes]]:
     try:
         if Path(path).stat().st_size > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES // 2**30} GiB")
-        whole = Path(path).read_bytes()
-        return whole, _members(whole)
+        return _members(Path(path).read_bytes())
     except Exception as error:  # a damaged directory of a zip fails in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileFormatError(f"{path} is damaged or is not {what}: {reason}") from error
@@ -46,10 +47,21 @@ def read_archive(path: str | Path, what: str) -> tuple[bytes, dict[str, bytes]]:
 def _members(whole: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = archive.infolist()
-        if len(members) > _MAX_MEMBERS or len({member.filename for member in members}) < len(members):
+        names = {member.filename.casefold() for member in members}
+        if len(members) > _MAX_MEMBERS or len(names) < len(members):
             raise ValueError("it has too many parts, or two of one name")
         if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
             raise ValueError("it is compressed or encrypted, which files of this package are not")
         if sum(member.file_size for member in members) > len(whole):
             raise ValueError("its parts claim to be larger than the whole")
         return {member.filename: archive.read(member) for member in members}
+
+
+def pack(members: Mapping[str, bytes]) -> io.BytesIO:
+    """Put members into an archive in memory."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    stream.seek(0)
+    return stream

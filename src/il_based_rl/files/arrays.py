@@ -39,7 +39,7 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
         FileMissingError: There is no such file.
         FileFormatError: It is damaged, foreign or of another version.
     """
-    _, members = read_archive(path, "a file of demonstrations")
+    members = read_archive(path, "a file of demonstrations")
     try:
         arrays = {name.removesuffix(".npy"): _array(content) for name, content in members.items()}
         envelope = json.loads(str(arrays.pop(_METADATA)))

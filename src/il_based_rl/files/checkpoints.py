@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from il_based_rl.errors import FileFormatError
-from il_based_rl.files.archives import read_archive
+from il_based_rl.files.archives import pack, read_archive
 from il_based_rl.files.writing import atomic_file
 
 _FORMAT, _VERSION = "il_based_rl checkpoint", 1
@@ -21,7 +22,12 @@ STORED_DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "in
 """Number types of tensors that a checkpoint may hold."""
 _STORAGES = ("Float", "Double", "Half", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _KNOWN_NAMES = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", *(f"torch {kind}Storage" for kind in _STORAGES)}
-_MAX_DEPTH = 20
+_KNOWN_PARTS = re.compile(
+    r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d{1,6}"
+)
+_MAX_DEPTH, _MAX_DIMENSIONS = 20, 16
+_MAX_INSTRUCTIONS, _MAX_LONG_NUMBERS = 500_000, 20_000
+"""Far more than the largest run needs, and few enough to be read at once; long numbers can be made to share one hash."""
 
 
 def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
@@ -50,11 +56,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     import torch
 
-    whole, members = read_archive(path, "a checkpoint")
+    members = read_archive(path, "a checkpoint")
     try:
+        size = sum(map(len, members.values()))
+        archive = pack({_place(name): content for name, content in members.items()})
         _require_known_instructions(members)
-        payload = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
-        _require_plain(payload, len(whole), set(), 0)
+        payload = torch.load(archive, map_location="cpu", weights_only=True)
+        if _bytes_in(payload, set(), 0) > size:
+            raise ValueError("its tensors are larger than the file")
     except Exception as error:  # the reader of a foreign file may fail in any way
         raise FileFormatError(
             f"{path} is not a checkpoint of this package: it is of another kind, or holds more than tensors and plain values"
@@ -65,39 +74,53 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return payload
 
 
+def _place(name: str) -> str:
+    """Name a part of a checkpoint as torch looks for it; ValueError for one that no checkpoint has."""
+    folder, _, inner = name.partition("/")
+    if not folder or not _KNOWN_PARTS.fullmatch(inner):
+        raise ValueError(f"it has the part {name}")
+    return f"checkpoint/{inner}"
+
+
 def _require_known_instructions(members: Mapping[str, bytes]) -> None:
-    """Raise ValueError if the description of the tensors and values could do anything but describe them."""
+    """Raise ValueError if the description of the tensors and values could do anything but describe a reasonable number."""
     import pickletools
 
-    descriptions = [content for name, content in members.items() if name.rpartition("/")[2] == "data.pkl"]
-    if len(descriptions) != 1:
-        raise ValueError("it has no description of its tensors, or several")
-    for opcode, argument, _ in pickletools.genops(descriptions[0]):
+    (description,) = [content for name, content in members.items() if name.endswith("/data.pkl")]
+    instructions = numbers = 0
+    for opcode, argument, _ in pickletools.genops(description):
         if opcode.name not in _KNOWN_OPCODES or (opcode.name == "GLOBAL" and argument not in _KNOWN_NAMES):
             raise ValueError(f"it holds the instruction {opcode.name} {argument}")
+        instructions, numbers = instructions + 1, numbers + (opcode.name == "LONG1")
+        if instructions > _MAX_INSTRUCTIONS or numbers > _MAX_LONG_NUMBERS:
+            raise ValueError("it describes too many values")
 
 
-def _require_plain(value: Any, size: int, seen: set[int], depth: int) -> None:
-    """Raise ValueError unless a value is a tree of tensors and plain values that is no larger than the file it came from."""
+def _bytes_in(value: Any, seen: set[int], depth: int) -> int:
+    """Return how many bytes of tensors a tree of tensors and plain values holds; ValueError if it is anything else."""
     import torch
 
     if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or not value.is_contiguous() or value.numel() * value.element_size() > size:
-            raise ValueError("a tensor is no plain array, or larger than the file")
-    elif isinstance(value, dict | list | tuple):
+        plain = value.layout == torch.strided and value.dim() <= _MAX_DIMENSIONS and value.is_contiguous()
+        if not plain or value.is_neg() or value.is_conj() or str(value.dtype).removeprefix("torch.") not in STORED_DTYPES:
+            raise ValueError("a tensor is no plain array")
+        return value.numel() * value.element_size()
+    if type(value) in (dict, list, tuple):
         if depth > _MAX_DEPTH or (len(value) > 0 and id(value) in seen):
             raise ValueError("values are nested too deeply, or one inside another twice")
         seen.add(id(value))
-        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        for part in parts:
-            _require_plain(part, size, seen, depth + 1)
-    elif value is not None and type(value) not in (bool, int, float, str):
+        if type(value) is dict and not all(type(key) is str for key in value):
+            raise ValueError("a name is no text")
+        parts = value.values() if type(value) is dict else value
+        return sum(_bytes_in(part, seen, depth + 1) for part in parts)
+    if value is not None and type(value) not in (bool, int, float, str):
         raise ValueError(f"a value is a {type(value).__name__}")
+    return 0
 
 
 def require_version(path: str | Path, found: object, known: int) -> None:
     """Raise FileFormatError unless a file is of the version that this package reads."""
-    if found != known:
+    if type(found) is not int or found != known:
         raise FileFormatError(
             f"{path} has format version {found}, this package reads version {known}; "
             "install the version of il_based_rl that wrote it"
