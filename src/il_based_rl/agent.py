@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from il_based_rl.cloning_updates import FusedCloning, ReferenceCloning
-from il_based_rl.config import BCConfig
+from il_based_rl.config import BCConfig, require_types
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import ConfigError, FileFormatError, SpaceMismatchError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
 from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
-from il_based_rl.policy import MLPPolicy, arguments_from, copied, load_parameters, require_hidden_dims
+from il_based_rl.policy import MLPPolicy, arguments_from, copied, load_parameters, require_counts, require_hidden_dims
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, torch_seed
-from il_based_rl.spaces import space_from_plain
+from il_based_rl.spaces import numbers_in, space_from_plain
 
 KIND = "bc"
 
@@ -86,6 +86,7 @@ class BCAgent:
                 "the demonstrations' metadata name no observation_space and action_space; "
                 "build the policy and pass it to BCAgent"
             )
+        _require_sizes(dataset)
         seed = fresh_seed() if seed is None else seed
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
         observation_space = space_from_plain(dataset.metadata["observation_space"])
@@ -230,11 +231,25 @@ class BCAgent:
             training = payload["training"]
             policy = MLPPolicy(**arguments)
             load_parameters(policy, payload["parameters"])
-            agent = cls(policy, BCConfig(**training["config"]), seed=training["seed"], device=device)
-            agent.epochs = int(training["epochs"])
+            config = BCConfig(**training["config"])
+            require_types(config)
+            require_counts(training, "seed", "epochs")
+            agent = cls(policy, config, seed=training["seed"], device=device)
+            agent.epochs = training["epochs"]
             if "optimizer" in training:
                 agent.optimizer.load_state_dict(training["optimizer"])
                 restore_generator(agent._order, training["random"])
         except Exception as error:  # what a foreign file holds may be wrong in any way
             raise FileFormatError(f"{path} is damaged: {' '.join(str(error).split())}") from error
         return agent
+
+
+def _require_sizes(dataset: DemoDataset) -> None:
+    """Raise SpaceMismatchError if the spaces that demonstrations name are not of their sizes, before a policy is made."""
+    for name, rows in (("observation_space", dataset.observations), ("action_space", dataset.actions)):
+        try:
+            numbers = numbers_in(dataset.metadata[name])
+        except Exception as error:  # what a foreign file holds may be wrong in any way
+            raise FileFormatError(f"the demonstrations' {name} is damaged: {error}") from error
+        if dataset.metadata[name]["kind"] not in ("Discrete", "MultiDiscrete") and numbers != rows[0].size:
+            raise SpaceMismatchError(f"the demonstrations hold {rows[0].size} numbers a row, their {name} {numbers}")

@@ -7,9 +7,10 @@ imported, so that `--help` is instant.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from il_based_rl.errors import ConfigError
 
@@ -38,6 +39,27 @@ def _require_widths(hidden_dims: tuple[int, ...] | None) -> None:
 
 def _require_file(name: str, path: str) -> None:
     _require(Path(path).name != "", name, repr(path), "the path of a file")
+
+
+def require_types(settings: object) -> None:
+    """Raise ConfigError unless every setting is of its type; the command line takes care of that itself, files do not."""
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if is_dataclass(value):
+            require_types(value)
+        elif not _is_of(value, kind):
+            raise ConfigError(f"the setting {name} is a {type(value).__name__}, which it cannot be")
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in parts
+    if get_origin(kind) is tuple:
+        return type(value) is tuple and all(type(part) is int for part in value)
+    if parts:  # one of several
+        return any(_is_of(value, part) for part in parts)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _require_seed(seed: int | None) -> None:
@@ -183,7 +205,7 @@ class CollectConfig:
         check_collection(self.num_episodes, self.min_return, self.max_attempts)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
-        if Path(self.save_path).resolve() == Path(self.checkpoint).resolve():
+        if os.path.realpath(self.save_path) == os.path.realpath(self.checkpoint):
             raise ConfigError(f"--save-path {self.save_path} is the checkpoint that is read; choose another")
 
 
@@ -243,7 +265,7 @@ class TrainConfig:
         _require_file("save_path", self.save_path)
         if self.max_time is not None:
             _require_positive(self, "max_time")
-        if Path(self.save_path).resolve() == Path(self.demo_path).resolve():
+        if os.path.realpath(self.save_path) == os.path.realpath(self.demo_path):
             raise ConfigError(f"--save-path {self.save_path} is the file of demonstrations that is read; choose another")
 
 

@@ -56,6 +56,8 @@ class DemoDataset:
 
     def __post_init__(self) -> None:
         steps, episodes = len(self.observations), len(self.episode_lengths)
+        for name in ("observations", "actions"):
+            _require(getattr(self, name)[:1].size > 0, f"{name} of shape {getattr(self, name).shape}")
         for name in ("rewards", "terminated", "truncated", "episode_lengths", "seeds"):
             _require(getattr(self, name).ndim == 1, f"{name} of shape {getattr(self, name).shape}")
         for name in _ARRAYS[1:5]:

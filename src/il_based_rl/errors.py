@@ -4,11 +4,17 @@ The message of a `UserError` is one line that says what was given, what was expe
 to standard error and leaves with `exit_code`, without a traceback.
 """
 
+_LONGEST = 2_000
+
 
 class UserError(Exception):
-    """Something the user can mend; the base of all errors below."""
+    """Something the user can mend; the base of all errors below. Its message is one short line, whatever it quotes."""
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        line = " ".join(str(message).split())
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
 
 
 class ConfigError(UserError, ValueError):

@@ -17,12 +17,11 @@ from il_based_rl.errors import (
     FileFormatError,
     NotFiniteError,
     SpaceMismatchError,
-    UnsupportedSpaceError,
 )
 from il_based_rl.fused_mlp import reason_against_forward
 from il_based_rl.heads import action_head
 from il_based_rl.networks import MLP, Activation, NumpyFunction, RunningNormalizer
-from il_based_rl.spaces import ObservationCodec, same_space, space_from_plain, space_to_plain
+from il_based_rl.spaces import ObservationCodec, numbers_in, same_space, space_from_plain, space_to_plain
 
 
 class MLPPolicy(nn.Module):
@@ -157,11 +156,13 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
     """
     try:
         activation, hidden_dims = architecture["activation"], tuple(architecture["hidden_dims"])
-        observation_space = space_from_plain(architecture["observation_space"])
-        action_space = space_from_plain(architecture["action_space"])
         stored = sum(tensor.numel() for tensor in parameters.values() if tensor.is_floating_point())
+        plain = architecture["observation_space"], architecture["action_space"]
+        if max(map(numbers_in, plain)) > stored:
+            raise ValueError(f"spaces of more numbers than the {stored} that are stored; a network for them")
+        observation_space, action_space = (space_from_plain(each) for each in plain)
         inputs = ObservationCodec(observation_space).size
-    except (KeyError, TypeError, AttributeError, RuntimeError, UnsupportedSpaceError) as error:
+    except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
     known = activation in ("tanh", "relu") and len(hidden_dims) <= _MOST_LAYERS
     if not known or not all(type(width) is int and width > 0 for width in hidden_dims):
@@ -199,6 +200,13 @@ def load_parameters(module: nn.Module, parameters: Any) -> None:
         raise FileFormatError(f"the checkpoint's parameters do not fit the policy that it describes: {reason}") from error
     if not finite:
         raise FileFormatError("the checkpoint holds parameters that are not finite; it is damaged, or training had diverged")
+
+
+def require_counts(stored: Mapping[str, Any], *names: str) -> None:
+    """Raise ValueError unless these are whole numbers of 0 or more."""
+    for name in names:
+        if type(stored[name]) is not int or stored[name] < 0:
+            raise ValueError(f"{name} is {stored[name]!r:.50}; expected a whole number of 0 or more")
 
 
 def require_hidden_dims(expected: Sequence[int] | None, found: Sequence[int], path: object) -> None:

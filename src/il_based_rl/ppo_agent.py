@@ -13,14 +13,14 @@ import torch
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.buffer import RolloutBatch, RolloutBuffer
-from il_based_rl.config import PPOConfig
+from il_based_rl.config import PPOConfig, require_types
 from il_based_rl.envs import Envs, as_envs
 from il_based_rl.errors import FileFormatError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
 from il_based_rl.functional import discounted_sums, explained_variance
 from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
 from il_based_rl.networks import RewardScaler
-from il_based_rl.policy import arguments_from, copied, load_parameters, require_hidden_dims, require_spaces
+from il_based_rl.policy import arguments_from, copied, load_parameters, require_counts, require_hidden_dims, require_spaces
 from il_based_rl.ppo_updates import APPROX_KL, MEASURES, FusedUpdate, ReferenceUpdate
 from il_based_rl.rollout import FinishedEpisode, Rollouts, RolloutState, from_plain, to_plain
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, start_seeds, torch_seed
@@ -305,10 +305,13 @@ class PPOAgent:
             training = payload["training"]
             policy = ActorCriticPolicy(**arguments)
             load_parameters(policy, payload["parameters"])
-            agent = cls(policy, PPOConfig(**training["config"]), seed=training["seed"], device=device)
+            config = PPOConfig(**training["config"])
+            require_types(config)
+            require_counts(training, "seed", "env_steps", "gradient_steps")
+            agent = cls(policy, config, seed=training["seed"], device=device)
             agent.optimizer.load_state_dict(training["optimizer"])
             load_parameters(agent.reward_scaler, training["reward_scaler"])
-            agent.env_steps, agent.gradient_steps = int(training["env_steps"]), int(training["gradient_steps"])
+            agent.env_steps, agent.gradient_steps = training["env_steps"], training["gradient_steps"]
             for name, random in agent._random.items():
                 restore_generator(random, training["random"][name])
             if training["environments"] is not None:

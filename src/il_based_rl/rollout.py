@@ -17,6 +17,7 @@ from il_based_rl.files import STORED_DTYPES
 from il_based_rl.heads import ActionHead
 from il_based_rl.networks import NumpyFunction
 from il_based_rl.policy import MLPPolicy
+from il_based_rl.seeding import require_generator_state
 from il_based_rl.spaces import ObservationCodec
 
 Actor = Callable[[Sequence[Player]], np.ndarray]
@@ -169,14 +170,14 @@ def from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> RolloutState:
 def _env_from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> EnvState:
     actions: Any = None if plain["actions"] is None else plain["actions"].numpy()
     row = plain["row"].numpy()
-    generator = np.random.PCG64()
-    for state in (plain["generator"], plain["generator_at_reset"]):
-        if state is not None:
-            generator.state = state  # refuses what is no state
+    require_generator_state(plain["generator"])
+    if plain["generator_at_reset"] is not None:
+        require_generator_state(plain["generator_at_reset"])
     steps, shape = -1 if actions is None else len(actions), policy.action_space.shape or ()
     if row.shape != policy.codec.row_shape or (steps > 0 and actions.shape[1:] != shape):
         raise ValueError("an environment's observation or actions are not of the policy's spaces")
-    if steps > REPLAYED_STEPS or int(plain["episode"]) < 1 or not 0 <= int(plain["seed"]) < 2**63:
+    whole = type(plain["episode"]) is int and type(plain["seed"]) is int
+    if steps > REPLAYED_STEPS or not whole or plain["episode"] < 1 or not 0 <= plain["seed"] < 2**63:
         raise ValueError("an environment's steps, episode or seed are out of range")
     if steps > 0 and not np.isfinite(actions).all():
         raise ValueError("an environment's actions are not finite")

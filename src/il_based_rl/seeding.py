@@ -77,5 +77,14 @@ def generator_state(random: np.random.Generator) -> dict[str, Any]:
 
 
 def restore_generator(random: np.random.Generator, state: dict[str, Any]) -> None:
-    """Put a generator back into a state that `generator_state` returned."""
+    """Put a generator back into a state that `generator_state` returned; ValueError for anything else."""
+    require_generator_state(state)
     random.bit_generator.state = state
+
+
+def require_generator_state(state: Any) -> None:
+    """Raise ValueError unless this is the state of a generator; NumPy itself takes 1.5 for 1."""
+    numbers = [*state["state"].values(), state["has_uint32"], state["uinteger"]]
+    if set(state["state"]) != {"state", "inc"} or any(type(number) is not int for number in numbers):
+        raise ValueError("a random generator's state is made of other things than whole numbers")
+    np.random.PCG64().state = state

@@ -168,10 +168,9 @@ def space_from_plain(plain: Any) -> gym.Space[Any]:
         FileFormatError: The description is not one of these.
     """
     try:
-        if _numbers_in(plain, 0) > _MOST_NUMBERS:
-            raise ValueError(f"more than {_MOST_NUMBERS} numbers")
+        numbers_in(plain)
         return _space_from_plain(plain)
-    except (KeyError, TypeError, ValueError, OverflowError, AssertionError, AttributeError) as error:
+    except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"the description of a space is damaged: {error}") from error
 
 
@@ -196,33 +195,40 @@ def _space_from_plain(plain: Any) -> gym.Space[Any]:
     return spaces.Tuple([_space_from_plain(part) for part in plain["spaces"]])
 
 
-_MOST_NUMBERS = 2**23
-"""A space of more numbers than this (a picture in full HD has 6 million) is taken for damage, before memory is asked for."""
+_MOST_NUMBERS, _MOST_CHOICES = 2**23, 2**16
+"""A space of more numbers than this (a picture in full HD has 6 million), or choices, is taken for damage."""
 _DEEPEST = 20
 
 
 def _number_type(name: str) -> np.dtype[Any]:
-    dtype = np.dtype(name)
-    if dtype.kind not in "biuf":
-        raise ValueError(f"numbers of type {dtype}")
-    return dtype
+    if type(name) is not str or np.dtype(name).kind not in "biuf":
+        raise ValueError(f"numbers of type {name}")
+    return np.dtype(name)
 
 
-def _numbers_in(plain: Any, depth: int) -> int:
-    """Count what memory a described space, with what is inside it, asks for."""
+def numbers_in(plain: Any, depth: int = 0) -> int:
+    """Count the numbers of a described space, choices each for one, before memory is asked for it.
+
+    Raises:
+        ValueError, KeyError, TypeError: It is no description, or one of an unreasonable size.
+    """
     kind = plain["kind"]
     if kind in ("Dict", "Tuple"):
         if depth > _DEEPEST or not plain["spaces"]:
             raise ValueError("spaces inside a space are too deep, or none")
         parts = [part for _, part in plain["spaces"]] if kind == "Dict" else plain["spaces"]
-        return sum(_numbers_in(part, depth + 1) for part in parts)
-    field = {"Box": "shape", "MultiBinary": "n", "Discrete": "n", "MultiDiscrete": "nvec"}.get(kind)
-    if field is None:
-        raise ValueError(f"the unknown kind {kind!r}")
-    sizes = [int(size) for size in np.ravel(plain[field]).tolist()]
-    if any(size < 0 for size in sizes) or len(sizes) > _MOST_NUMBERS:
-        raise ValueError(f"a size of {min(sizes)}")
-    return sum(sizes) if field == "nvec" else math.prod(sizes)
+        numbers = sum(numbers_in(part, depth + 1) for part in parts)
+    else:
+        field = {"Box": "shape", "MultiBinary": "n", "Discrete": "n", "MultiDiscrete": "nvec"}.get(kind)
+        if field is None or (kind == "Box" and type(plain[field]) is not list):
+            raise ValueError(f"the unknown kind {kind!r}, or a shape that is no list")
+        sizes = [int(size) for size in np.ravel(plain[field]).tolist()]
+        numbers = sum(sizes) if kind == "MultiDiscrete" else math.prod(sizes)
+        if any(size < 0 for size in sizes) or (kind != "Box" and numbers > _MOST_CHOICES):
+            raise ValueError(f"a size of {sizes[:9]}")
+    if numbers > _MOST_NUMBERS:
+        raise ValueError(f"more than {_MOST_NUMBERS} numbers")
+    return numbers
 
 
 def _bound_to_plain(bound: np.ndarray) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
-from il_based_rl.config import BCConfig, TrainConfig, WandbConfig
+from il_based_rl.config import BCConfig, TrainConfig, WandbConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
 from il_based_rl.experiment import Checkpoint, own_save_path, resumed_checkpoint
 
@@ -145,7 +145,9 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:
     try:
         settings = {name: value for name, value in payload["run"]["settings"].items() if name != "demonstrations"}
         parts = {"bc": BCConfig(**settings["bc"]), "tracking": WandbConfig(**settings["tracking"])}
-        return TrainConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
+        config = TrainConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
+        require_types(config)
+        return config
     except UserError:
         raise
     except Exception as error:  # what a foreign file holds may be wrong in any way

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
-from il_based_rl.config import PPOConfig, TrainPPOConfig, WandbConfig
+from il_based_rl.config import PPOConfig, TrainPPOConfig, WandbConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
 from il_based_rl.experiment import Checkpoint, own_save_path, resumed_checkpoint
 
@@ -179,9 +179,13 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
         settings = payload["run"].get("settings")
         if settings is None:
             own = {"hidden_dims": tuple(payload["architecture"]["hidden_dims"]), "seed": payload["training"]["seed"]}
-            return TrainPPOConfig(ppo=PPOConfig(**payload["training"]["config"]), **own)
+            config = TrainPPOConfig(ppo=PPOConfig(**payload["training"]["config"]), **own)
+            require_types(config)
+            return config
         parts = {"ppo": PPOConfig(**settings["ppo"]), "tracking": WandbConfig(**settings["tracking"])}
-        return TrainPPOConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
+        config = TrainPPOConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
+        require_types(config)
+        return config
     except UserError:
         raise
     except Exception as error:  # what a foreign file holds may be wrong in any way

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -85,7 +86,8 @@ class RunFiles:
 
     def holds(self, path: Path) -> bool:
         """Whether a checkpoint is one of this run's, or a copy that was kept of one."""
-        return path.resolve() == self.save_path.resolve() or path.resolve().parent == self.folder.resolve()
+        place = os.path.realpath(path)
+        return place == os.path.realpath(self.save_path) or Path(place).parent == Path(os.path.realpath(self.folder))
 
     def rewind(self, step: int) -> None:
         """Take back what was written after the step that a run is resumed from; later policies are kept as `.bak`."""
@@ -106,7 +108,7 @@ class RunFiles:
         path, payload = checkpoint
         step, run = _step_in(payload), _facts(path, payload)
         copies = [self.best] * bool(run.get("is_best")) + [self.periodic(step)] * bool(run.get("is_periodic"))
-        return path.resolve() == self.save_path.resolve() and all(
+        return os.path.realpath(path) == os.path.realpath(self.save_path) and all(
             copy.is_file() and self._step_of(copy) == step for copy in copies
         )
 

@@ -40,11 +40,13 @@ def read_archive(path: str | Path, what: str) -> dict[str, bytes]:
             raise ValueError(f"it is larger than {MAX_BYTES // 2**30} GiB")
         return _members(Path(path).read_bytes())
     except Exception as error:  # a damaged directory of a zip fails in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FileFormatError(f"{path} is damaged or is not {what}: {reason}") from error
 
 
 def _members(whole: bytes) -> dict[str, bytes]:
+    if whole[:4] != b"PK\x03\x04" or whole[-22:-18] != b"PK\x05\x06":
+        raise ValueError("it does not begin and end as an archive does")
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = archive.infolist()
         names = {member.filename.casefold() for member in members}

@@ -52,7 +52,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Read a `.jsonl` file; lines that hold no object, such as a last one that was cut off, are left out."""
     rows: list[dict[str, Any]] = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             if isinstance(row := json.loads(line), dict):
                 rows.append(row)
     return rows
