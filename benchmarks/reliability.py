@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections import Counter
@@ -67,9 +68,9 @@ def timed():
     if depth[0] == 0:
         spent[0] += time.perf_counter() - started
 for name in ("keep", "save", "checkpoint"):
-    def wrapped(*given, method=getattr(Run, name)):
+    def wrapped(*given, method=getattr(Run, name), **named):
         with timed():
-            return method(*given)
+            return method(*given, **named)
     setattr(Run, name, wrapped)
 train_ppo.main()
 print(spent[0])
@@ -129,6 +130,8 @@ class Session:
     code: int
     struck: str | None
     """Where the signal struck; None if the process ended by itself before."""
+    seconds_to_leave: float
+    """From the signal to its end."""
     messages: list[str]
     """Its lines on standard error, without the traceback."""
 
@@ -154,15 +157,26 @@ def session(arguments: Sequence[str], folder: Path, moment: float | None = None,
         for line in process.stdout:
             if line.startswith(("Training PPO on", "Cloning")):
                 break
+        started = time.monotonic()
         try:
             process.communicate(timeout=PATIENCE if moment is None else moment)
         except subprocess.TimeoutExpired:
-            struck = _strike(process, errors, number)
-            process.communicate(timeout=PATIENCE)
+            started = time.monotonic()
+            struck = _strike(process, errors, number if moment is not None else "SIGKILL")
+            _wait(process)
     lines = errors.read_text(encoding="utf-8", errors="replace").splitlines()
     traceback = ("  File ", "Current thread ", "Stack (", "  <")
     messages = [line for line in lines if line and not line.startswith(traceback)]
-    return Session(process.returncode, struck, messages)
+    return Session(process.returncode, struck, time.monotonic() - started, messages)
+
+
+def _wait(process: subprocess.Popen[str]) -> None:
+    """Wait for a process that was told to end, and kill one that does not."""
+    try:
+        process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
 
 
 def _strike(process: subprocess.Popen[str], errors: Path, number: str) -> str | None:
@@ -222,7 +236,10 @@ def _interrupted(cell: Cell, straight: Path, folder: Path, seconds: float) -> di
             interruptions[-1] |= {"resumed_at": at, "said": ran.said(r"resuming .*: (.*)")}
         if ran.struck is None:
             break
-        interruptions.append({"seconds": round(moment or 0.0, 3), "during": ran.struck, "left_with": ran.code})
+        if moment is None:
+            break  # it did not end by itself
+        left = {"left_with": ran.code, "seconds_to_leave": round(ran.seconds_to_leave, 3)}
+        interruptions.append({"seconds": round(moment, 3), "during": ran.struck, **left})
         finished = any("the run is finished" in line for line in ran.messages)
         resume = (folder / "a.pt").exists() or any((folder / "a").glob("step_*.pt"))  # else it had not begun
     differs = f"left with {ran.code}: {ran.messages[-1:]}" if ran.code != 0 else first_difference(straight, folder)
@@ -361,13 +378,15 @@ def page(results: dict[str, Any]) -> str:
     machine, rows = results["machine"], results["cells"]
     struck = Counter(each["during"] for row in rows for each in row["interruptions"])
     claimed = [row for row in rows if row["exact"]]
-    codes = Counter(each["left_with"] for row in rows if row["signal"] == "SIGTERM" for each in row["interruptions"])
+    ended = [each for row in rows if row["signal"] == "SIGTERM" for each in row["interruptions"]]
+    codes = Counter(each["left_with"] for each in ended)
     exits = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
     lines = [
         "# How reliable it was",
         "",
         f"Measured by `python -m benchmarks.reliability` on {machine['date']}: {machine['processor']}, {machine['cores']}",
-        f"cores, Python {machine['python']}, torch {machine['torch']}, NumPy {machine['numpy']}, Gymnasium {machine['gymnasium']}.",
+        f"cores, Python {machine['python']}, torch {machine['torch']}, NumPy {machine['numpy']}, Gymnasium",
+        f"{machine['gymnasium']}.",
         "",
         "## Interrupted and resumed, against straight through",
         "",
@@ -379,7 +398,8 @@ def page(results: dict[str, Any]) -> str:
         f"{sum(row['equal'] for row in claimed)} of {len(claimed)} runs equal, over "
         f"{sum(len(row['interruptions']) for row in claimed)} interruptions.",
         f"Signals struck during: {', '.join(f'{place} ({count})' for place, count in struck.most_common())}.",
-        f"Exit codes after SIGTERM: {exits}; 143 is ours, -15 the system's, once a command is done or before it has begun.",
+        f"Exit codes after SIGTERM: {exits}; 143 is ours, -15 the system's, once a command is done. From SIGTERM to the end it",
+        f"took {max((each['seconds_to_leave'] for each in ended), default=0.0):.1f} s at most.",
         "",
         "| work | environment | environments | signal | interruptions | resumed at | said | equal |",
         "|---|---|---|---|---|---|---|---|",
@@ -426,6 +446,8 @@ def main() -> None:
     if arguments.again and not arguments.soak:
         results["cells"] = [row for row in results["cells"] if arguments.only not in row["name"]]
 
+    writing = threading.Lock()
+
     def write() -> None:
         results["machine"] = machine_facts(COST_RUNS)
         results["cells"].sort(key=lambda row: order.index(row["name"]))
@@ -434,9 +456,10 @@ def main() -> None:
 
     def run(group: list[Cell]) -> None:
         for row in measure(group):
-            results["cells"].append(row)
-            print(f"{row['name']}: {len(row['interruptions'])} interruptions, {row['differs'] or 'equal'}", flush=True)
-            write()
+            with writing:
+                results["cells"].append(row)
+                print(f"{row['name']}: {len(row['interruptions'])} interruptions, {row['differs'] or 'equal'}", flush=True)
+                write()
 
     if arguments.soak:
         results["soak"] = soak()

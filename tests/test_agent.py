@@ -465,7 +465,7 @@ def test_demonstrations_that_name_no_spaces_need_a_policy(missing):
 
 def test_demonstrations_of_damaged_spaces_are_refused():
     dataset = linear_demos(50)
-    with pytest.raises(FileFormatError, match="description of a space"):
+    with pytest.raises(FileFormatError, match="action_space is damaged"):
         BCAgent.for_dataset(replace(dataset, metadata={**dataset.metadata, "action_space": {"kind": "Text"}}))
 
 

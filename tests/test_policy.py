@@ -252,7 +252,7 @@ def test_an_architecture_that_went_through_json_builds_the_same_policy(observati
     policy = policy_of(observation_space, action_space, (5, 3), loudness=30.0)
     observations, batch = observed(observation_space, 3)
     policy.normalizer.update(policy.codec.features(policy.codec.rows(batch)[0]))
-    copy = MLPPolicy(**arguments_from(json.loads(json.dumps(policy.architecture))))
+    copy = MLPPolicy(**arguments_from(json.loads(json.dumps(policy.architecture)), policy.state_dict()))
     load_parameters(copy, policy.state_dict())
     assert copy.hidden_dims == (5, 3)
     for obs in (observations[0], batch):
@@ -273,7 +273,7 @@ def test_an_architecture_that_went_through_json_builds_the_same_policy(observati
 )
 def test_a_damaged_architecture_is_refused(change, message):
     with pytest.raises(FileFormatError, match=message):
-        arguments_from({**policy_of().architecture, **change})
+        arguments_from({**policy_of().architecture, **change}, policy_of().state_dict())
 
 
 @pytest.mark.parametrize("missing", ["observation_space", "action_space", "hidden_dims", "activation"])
@@ -281,12 +281,12 @@ def test_an_incomplete_architecture_is_refused(missing):
     architecture = policy_of().architecture
     del architecture[missing]
     with pytest.raises(FileFormatError, match=f"describes no policy: '{missing}' is missing"):
-        arguments_from(architecture)
+        arguments_from(architecture, policy_of().state_dict())
 
 
 def test_no_architecture_at_all_is_refused():
     with pytest.raises(FileFormatError, match="describes no policy"):
-        arguments_from(None)
+        arguments_from(None, policy_of().state_dict())
 
 
 def test_parameters_of_another_shape_are_refused():

@@ -247,9 +247,11 @@ class BCAgent:
 def _require_sizes(dataset: DemoDataset) -> None:
     """Raise SpaceMismatchError if the spaces that demonstrations name are not of their sizes, before a policy is made."""
     for name, rows in (("observation_space", dataset.observations), ("action_space", dataset.actions)):
+        plain = dataset.metadata[name]
         try:
-            numbers = numbers_in(dataset.metadata[name])
+            numbers = numbers_in(plain)
         except Exception as error:  # what a foreign file holds may be wrong in any way
             raise FileFormatError(f"the demonstrations' {name} is damaged: {error}") from error
-        if dataset.metadata[name]["kind"] not in ("Discrete", "MultiDiscrete") and numbers != rows[0].size:
-            raise SpaceMismatchError(f"the demonstrations hold {rows[0].size} numbers a row, their {name} {numbers}")
+        if plain["kind"] not in ("Discrete", "MultiDiscrete") and numbers != rows[0].size:
+            described = tuple(plain.get("shape", [numbers]))
+            raise SpaceMismatchError(f"the demonstrations hold rows of shape {rows.shape[1:]}, their {name} has {described}")

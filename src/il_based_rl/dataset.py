@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class DemoDataset:
     def __post_init__(self) -> None:
         steps, episodes = len(self.observations), len(self.episode_lengths)
         for name in ("observations", "actions"):
-            _require(getattr(self, name)[:1].size > 0, f"{name} of shape {getattr(self, name).shape}")
+            _require(math.prod(getattr(self, name).shape[1:]) > 0, f"{name} of shape {getattr(self, name).shape}")
         for name in ("rewards", "terminated", "truncated", "episode_lengths", "seeds"):
             _require(getattr(self, name).ndim == 1, f"{name} of shape {getattr(self, name).shape}")
         for name in _ARRAYS[1:5]:

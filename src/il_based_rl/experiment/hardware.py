@@ -50,7 +50,7 @@ def require_device(device: str) -> None:
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise ConfigError(f"--device {device} is no device; expected cpu, cuda or cuda:NUMBER") from error
+        raise ConfigError(f"--device {device!r} is no device; expected cpu, cuda or cuda:NUMBER") from error
     if kind not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device} is not supported; expected cpu, cuda or cuda:NUMBER")
     if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
