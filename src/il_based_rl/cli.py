@@ -111,7 +111,8 @@ def _mute() -> None:
 
 def notice(text: str) -> None:
     """Tell the user something that is no result, on standard error."""
-    tqdm.write(text, file=sys.stderr)
+    with contextlib.suppress(OSError):  # its disk may be full, which must not stop the work
+        tqdm.write(text, file=sys.stderr)
 
 
 def notice_path(reason_against_fast_path: str | None) -> float:

@@ -140,9 +140,10 @@ def collect(config: CollectConfig) -> DemoDataset:
     """Load an expert, collect its demonstrations, write them and print what they are."""
     from il_based_rl.checkpoint import load_agent
     from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.files import move_aside, require_writable
+    from il_based_rl.files import move_aside, require_writable, sweep
 
     require_writable(config.save_path)
+    sweep(Path(config.save_path).parent, Path(config.save_path).name)
     agent = load_agent(config.checkpoint)
     cli.say(f"Collecting {config.num_episodes} episodes of {config.checkpoint} on {config.env_id}...")
     with fitting_threads(agent.hidden_dims):
@@ -155,7 +156,7 @@ def collect(config: CollectConfig) -> DemoDataset:
             min_return=config.min_return,
             max_attempts=config.max_attempts,
         )
-    if (backup := move_aside(Path(config.save_path))) is not None:
+    if (backup := move_aside(Path(config.save_path), leave_copy=True)) is not None:
         cli.notice(f"{config.save_path} is replaced; the old file is kept as {backup}")
     dataset.save(config.save_path)
     numbers = dataset.summary()

@@ -19,6 +19,9 @@ MAX_WIDTH = 65_536
 MAX_ROLLOUT = 2**27
 """Most steps of one rollout, for the same reason."""
 
+MAX_SECONDS = 10**9
+"""Longest time limit, 31 years; a clock that is set further ahead may not ring."""
+
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
@@ -60,6 +63,11 @@ def _is_of(value: object, kind: Any) -> bool:
     if parts:  # one of several
         return any(_is_of(value, part) for part in parts)
     return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _require_time(max_time: float | None) -> None:
+    expected = f"above 0 and at most {MAX_SECONDS}"
+    _require(max_time is None or 0 < max_time <= MAX_SECONDS, "max_time", max_time, expected)
 
 
 def _require_seed(seed: int | None) -> None:
@@ -162,8 +170,7 @@ class TrainPPOConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes", "env_timeout")
-        if self.max_time is not None:
-            _require_positive(self, "max_time")
+        _require_time(self.max_time)
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
@@ -263,8 +270,7 @@ class TrainConfig:
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
-        if self.max_time is not None:
-            _require_positive(self, "max_time")
+        _require_time(self.max_time)
         if os.path.realpath(self.save_path) == os.path.realpath(self.demo_path):
             raise ConfigError(f"--save-path {self.save_path} is the file of demonstrations that is read; choose another")
 

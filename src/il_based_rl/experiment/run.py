@@ -253,6 +253,11 @@ class Run:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one row, and pass it on; rows that cannot be written wait, and never stop a run."""
         self._waiting_rows.append({"step": step, "wall_seconds": round(self.wall_seconds, 3), **metrics})
+        self._write_rows()
+        if self._sink is not None:
+            self._sink.log(metrics, step)
+
+    def _write_rows(self) -> None:
         try:
             while self._waiting_rows:
                 self._rows.append(self._waiting_rows[0])
@@ -260,8 +265,6 @@ class Run:
         except FileWriteError as error:
             if len(self._waiting_rows) == 1:
                 notice(f"{error}; training goes on, and its rows of metrics wait")
-        if self._sink is not None:
-            self._sink.log(metrics, step)
 
     def keep(self, agent: Resumable, step: int, eval_reward: float | None = None, *, periodic: bool = False) -> None:
         """Keep the agent in memory as it is after an update whose row is written; `periodic` if `checkpoint` is to follow."""
@@ -334,6 +337,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._open:
             try:
+                self._write_rows()
                 if error is not None and self._kept.payload:
                     self.save()
                     notice(f"saved at step {self._kept.step}; go on with --resume")

@@ -78,9 +78,12 @@ def exclusive(path: Path) -> Iterator[None]:
                 handle.seek(0)
                 holder = handle.read(200).strip() or "another process"
                 raise LockedError(f"{path.parent} is being written by {holder}; wait for it, or choose another path") from error
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {platform.node()}")
-        handle.flush()
+        try:
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {platform.node()}")
+            handle.flush()
+        except OSError as error:
+            raise unwritable(path, error) from error
         yield
 
 
@@ -96,7 +99,7 @@ def require_writable(path: str | Path) -> None:
     try:
         _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):  # as `sweep` knows them
             pass
     except OSError as error:
         raise unwritable(path, error) from error
