@@ -104,9 +104,9 @@ class WorkerEnvs:
                 pipe, theirs = context.Pipe()
                 go, done = context.Semaphore(0), context.Semaphore(0)
                 process = context.Process(target=_work, args=(w, theirs, go, done, spec, part, memory), daemon=True)
+                self._workers.append(_Worker(process, pipe, go, done))
                 _start(process, env_id)
                 theirs.close()
-                self._workers.append(_Worker(process, pipe, go, done))
             self._answers(STARTING_SECONDS)
         except BaseException:
             self.close()
@@ -197,6 +197,8 @@ class WorkerEnvs:
         self._order(_CLOSE)
         limit = time.monotonic() + _CLOSING_SECONDS
         for worker in self._workers:
+            if worker.process.pid is None:  # it was interrupted before it was started
+                continue
             worker.process.join(max(0.0, limit - time.monotonic()))
             if worker.process.is_alive():  # one that is inside a step does not hear
                 worker.process.kill()
@@ -253,8 +255,7 @@ def _views(memory: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _work(w: int, pipe: Connection, go: Any, done: Any, spec: EnvSpec, part: slice, memory: dict[str, Any]) -> None:
     """Step the environments of one part, until told to close or the other side is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides when to end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
     for library in ("OMP", "OPENBLAS", "MKL"):  # for those that an environment imports; the others are limited below
         os.environ[f"{library}_NUM_THREADS"] = "1"
     shared = _views(memory)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from il_based_rl.errors import FileFormatError
 from il_based_rl.files.writing import atomic_file, unwritable
 
 
@@ -49,9 +50,17 @@ class RowFile:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Read a `.jsonl` file; lines that hold no object, such as a last one that was cut off, are left out."""
+    """Read a `.jsonl` file; lines that hold no object, such as a last one that was cut off, are left out.
+
+    Raises:
+        FileFormatError: It cannot be read.
+    """
     rows: list[dict[str, Any]] = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error.strerror or error}") from error
+    for line in text.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             if isinstance(row := json.loads(line), dict):
                 rows.append(row)

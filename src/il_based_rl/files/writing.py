@@ -67,7 +67,7 @@ def exclusive(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+        handle = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
         raise unwritable(path, error) from error
     with handle:
@@ -76,12 +76,11 @@ def exclusive(path: Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 handle.seek(0)
-                holder = handle.read(200).strip() or "another process"
+                holder = handle.read(200).decode(errors="replace").strip() or "another process"
                 raise LockedError(f"{path.parent} is being written by {holder}; wait for it, or choose another path") from error
         try:
             handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {platform.node()}")
-            handle.flush()
+            handle.write(f"process {os.getpid()} on {platform.node()}".encode())
         except OSError as error:
             raise unwritable(path, error) from error
         yield
