@@ -742,7 +742,7 @@ ARCHIVES = {  # that ask for more than they hold, or are not what they seem
 def test_a_hostile_archive_is_refused(what, reader):
     data = ARCHIVES[what]()
     large = len(data) > 2**20
-    assert refused_by(reader, data, ("load_agent", "DemoDataset.load") if large else _READERS) == []
+    assert refused_by(reader, data, ("read_checkpoint", "DemoDataset.load") if large else _READERS) == []
 
 
 @pytest.mark.parametrize(
@@ -1129,6 +1129,24 @@ def test_an_odd_value_anywhere_is_refused_or_kept_as_it_is(name, reader, made):
 
 
 ENVS = ("training", "environments")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["continuous", "student"])
+def test_a_number_that_is_not_finite_is_refused_in_every_tensor(name, number, reader, made):
+    payload, wrong = _PAYLOADS(made)[name], {}
+    groups = [("parameters",), ("training", "optimizer"), *([("training", "reward_scaler")] if name == "continuous" else [])]
+    for *outer, group in groups:
+        part = payload[outer[0]][group] if outer else payload[group]
+        for key, tensor in part.items():
+            spoiled = tensor.clone()
+            spoiled.view(-1)[-1] = number
+            data = image_of(replaced(payload, (*outer, group, key), spoiled))
+            if found := refused_by(reader, data, ["load_agent"]):
+                wrong[key] = found
+    assert wrong == {}
+
+
 ODD_FOR_RUNS = [None, "x", -1, 2**2000, 1.5, math.inf, [1], {}, torch.ones(3)]
 
 

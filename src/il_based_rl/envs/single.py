@@ -60,7 +60,10 @@ def _nearest(env_id: str) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # some cannot even be printed
+        return type(error).__name__
 
 
 class Player:
@@ -101,8 +104,8 @@ class Player:
         try:
             self.obs, _ = self.env.reset(seed=seed)
             self.row = self.codec.row(self.obs)
-        except Exception as error:  # another author's code may fail in any way
-            raise self._fault(_describe(error)) from error
+        except (Exception, SystemExit) as error:  # another author's code may fail in any way
+            raise self._fault(_describe(error)) from None
         self._require_finite(0.0)
 
     def step(self, action: Any) -> tuple[float, bool, bool]:
@@ -122,10 +125,11 @@ class Player:
             self.obs, reward, terminated, truncated, _ = self.env.step(action)
             reward = reward if isinstance(reward, float) else _number(reward)
             self.row = self.codec.row(self.obs)
-        except Exception as error:  # as above
-            raise self._fault(_describe(error)) from error
+            ended = _flag(terminated), _flag(truncated)
+        except (Exception, SystemExit) as error:  # as above
+            raise self._fault(_describe(error)) from None
         self._require_finite(reward)
-        return reward, bool(terminated), bool(truncated)
+        return reward, *ended
 
     def state(self) -> EnvState | None:
         """Return what `restore` needs to come back to this moment; None where the environment has no generator of ours."""
@@ -194,15 +198,16 @@ class Player:
             raise self._fault(f"the reward is {reward}")
         # A moderate sum of squares has finite parts, and takes a tenth of the time of looking at each as the float32 read.
         row = self.row
-        if not (row.ndim == 1 and row.dot(row) < 1e30) and not np.isfinite(row.astype(np.float32)).all():
+        if not (row.ndim == 1 and row.dot(row) < 1e30) and not _all_finite(row):
             raise self._fault(f"the observation is not finite: {short(self.row)}")
 
     def _fault(self, what: str) -> EnvironmentFaultError:
         return EnvironmentFaultError(f"{place(self.index, self.seed, self.episode, self.steps, self._action)}: {what}")
 
     def close(self) -> None:
-        """Close the environment."""
-        self.env.close()
+        """Close the environment; what it has against that is of no interest any more."""
+        with contextlib.suppress(Exception, SystemExit):
+            self.env.close()
 
 
 def resume_level(env_id: str | EnvSpec) -> str:
@@ -245,10 +250,19 @@ def resume_level(env_id: str | EnvSpec) -> str:
 _TRIALS, _TRIAL_STEPS, _TRIAL_SECONDS = 3, 100, 10.0
 
 
+def _all_finite(row: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(row.astype(np.float32)).all())
+
+
+def _flag(ended: Any) -> bool:
+    return ended if type(ended) is bool else bool(_number(ended))
+
+
 def _number(reward: Any) -> float:
     array = np.asarray(reward)
     if array.size != 1 or array.dtype.kind not in "biuf":
-        raise TypeError(f"the reward is {reward!r}; expected a number")
+        raise TypeError(f"a reward or flag is {reward!r}; expected a number")
     return float(array.item())
 
 
