@@ -722,6 +722,12 @@ ARCHIVES = {  # that ask for more than they hold, or are not what they seem
     "an offset beyond the file": lambda: checkpoint_image(SOUND, ("archive/data/1", {"data": b"x", "offset": 2**31})),
     "60,000 members": lambda: checkpoint_image(SOUND, *((f"archive/data/{k}", b"") for k in range(1, 60_000))),
     "200,000 entries of a directory": lambda: archive([("", {"data": b"", "offset": 0})] * 200_000),
+    "the same part in two folders": lambda: archive(
+        [
+            *[("a/data.pkl", description({"x": tensor_of()})), ("a/version", b"3")],
+            *[("a/data/0", bytes(16)), ("b/data/0", b"\1" * 16)],
+        ]
+    ),
     "the same name twice": lambda: checkpoint_image(SOUND, PICKLED),
     "the same name twice, other content": lambda: checkpoint_image(description({"x": 1}), PICKLED),
     "an encrypted member": lambda: checkpoint_image(SOUND, ("archive/data/1", {"data": b"x", "flags": 1})),

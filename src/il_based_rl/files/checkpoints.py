@@ -59,7 +59,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     members = read_archive(path, "a checkpoint")
     try:
         size = sum(map(len, members.values()))
-        archive = pack({_place(name): content for name, content in members.items()})
+        placed = {_place(name): content for name, content in members.items()}
+        if len(placed) < len(members):
+            raise ValueError("it has a part in two folders")
+        archive = pack(placed)
         _require_known_instructions(members)
         payload = torch.load(archive, map_location="cpu", weights_only=True)
         if _bytes_in(payload, set(), 0) > size:
