@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +12,11 @@ import torch
 from gymnasium import spaces
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+
+def pytest_configure():
+    # A shell lets what it starts in the background ignore Ctrl-C; the commands under test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -389,7 +389,6 @@ def test_no_worker_survives_a_signal_though_it_still_makes_its_environment(numbe
     assert command.messages.splitlines() == ["interrupted"]
 
 
-@pytest.mark.xfail(reason="known: Python says KeyboardInterrupt where workers are being started", strict=False)
 def test_an_interrupt_of_the_group_while_the_workers_are_started_is_no_traceback(start):
     command = start(train_ppo("never", ASYNC))
     await_process(command.pid, "forkserver")
@@ -445,7 +444,7 @@ def test_a_second_interrupt_while_the_first_ones_checkpoint_is_written_leaves_th
 
 
 @pytest.mark.parametrize("number", CODES)
-@pytest.mark.parametrize("module", ["torch", "torch.nn", "gymnasium"])  # known: not while the command line is imported
+@pytest.mark.parametrize("module", ["tyro", "torch", "torch.nn", "gymnasium"])
 def test_a_signal_while_a_process_imports_its_packages_is_no_traceback(module, number, tmp_path):
     script = f"""
         import importlib.abc, os, sys

@@ -246,3 +246,13 @@ def test_the_real_package_keeps_a_run_offline(tmp_path, monkeypatch):
     for text in (b"tuesday", b"policy_loss", b"value_loss", b"entropy", b"eval_reward", b"clip_range"):
         assert text in content
     assert wandb.run is None
+
+
+@pytest.mark.parametrize(("place", "logs"), [("c/a.pt", True), ("elsewhere/x.pt", False)])
+def test_a_resumed_run_goes_on_logging_but_a_file_from_elsewhere_does_not_begin_to(place, logs, service):
+    train_ppo.main([*TINY.split(), "--wandb"])
+    Path("elsewhere").mkdir()
+    Path("elsewhere/x.pt").write_bytes(Path("c/a.pt").read_bytes())
+    service.inits.clear()
+    train_ppo.main(["--resume", place, "--total-timesteps", "320", "--save-path", "c/a.pt" if logs else "d/x.pt"])
+    assert len(service.inits) == logs

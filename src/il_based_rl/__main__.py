@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from il_based_rl import __version__
 
@@ -31,12 +31,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments[0] == "--version":
         print(f"il_based_rl {__version__}")
     elif arguments[0] in COMMANDS:
-        importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+        _command(arguments[0])(arguments[1:])
     else:
         nearest = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(COMMANDS)}"
         print(f"error: unknown command {arguments[0]!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    try:
+        command: Callable[[Sequence[str]], None] = importlib.import_module(COMMANDS[name][0]).main
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    return command
 
 
 def _help() -> str:

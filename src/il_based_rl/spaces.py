@@ -49,14 +49,20 @@ class ObservationCodec:
         """Turn one observation, as the environment gives it, into a row.
 
         Raises:
-            ValueError: The observation does not have the shape of the space.
+            ValueError: The observation does not have the shape of the space, or holds what its type of numbers cannot.
         """
         if self._composite:
             obs = spaces.flatten(self.space, obs)
         array = np.asarray(obs)
         if array.shape != self.row_shape:
             raise ValueError(f"the observation has shape {array.shape}, its space {self.row_shape}")
-        return self._readable(array)
+        row = self._readable(array)
+        if row.dtype != self.row_dtype and self.row_dtype.kind in "biu":
+            with np.errstate(invalid="ignore"):
+                stored = row.astype(self.row_dtype)
+            if not (stored == row).all():
+                raise ValueError(f"the observation holds numbers that {self.row_dtype}, the type of its space, does not")
+        return row
 
     def _readable(self, array: np.ndarray) -> np.ndarray:
         if array.dtype.kind not in "biuf":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from il_based_rl import cli
 from il_based_rl.config import BCConfig, TrainConfig, WandbConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
-from il_based_rl.experiment import Checkpoint, own_save_path, resumed_checkpoint
+from il_based_rl.experiment import Checkpoint, is_own, resumed_checkpoint
 
 if TYPE_CHECKING:
     from il_based_rl.agent import BCAgent
@@ -132,9 +132,11 @@ def _begin(config: TrainConfig, dataset: DemoDataset, checkpoint: Checkpoint | N
 
 
 def _own_settings(checkpoint: Checkpoint, defaults: TrainConfig) -> TrainConfig:
-    """Return what the command line may leave out: as in the run that wrote a checkpoint, but for what is overwritten."""
+    """Return what the command line may leave out: see `train_ppo`."""
     stored = _stored_settings(checkpoint)
-    return replace(stored, save_path=own_save_path(checkpoint[0], stored.save_path, defaults.save_path))
+    if not is_own(checkpoint[0], stored.save_path):
+        return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
+    return stored
 
 
 def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from il_based_rl import cli
 from il_based_rl.config import PPOConfig, TrainPPOConfig, WandbConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
-from il_based_rl.experiment import Checkpoint, own_save_path, resumed_checkpoint
+from il_based_rl.experiment import Checkpoint, is_own, resumed_checkpoint
 
 if TYPE_CHECKING:
     from il_based_rl.envs import Envs
@@ -159,7 +159,7 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
 def _own_settings(checkpoint: Checkpoint, defaults: TrainPPOConfig, env_id: str | None) -> TrainPPOConfig:
     """Return what the command line may leave out: as in the run that wrote a checkpoint, as far as a file may decide that.
 
-    A file from elsewhere does not choose what is overwritten, nor which module is imported.
+    A file from elsewhere does not choose what is overwritten, what is sent to others, nor which module is imported.
     """
     stored = _stored_settings(checkpoint)
     if env_id is None and ":" in stored.env_id:
@@ -167,7 +167,9 @@ def _own_settings(checkpoint: Checkpoint, defaults: TrainPPOConfig, env_id: str 
             f"{checkpoint[0]} asks for the environment {stored.env_id}, for which code is imported; "
             f"if you trust that code, say so by --env-id {stored.env_id}"
         )
-    return replace(stored, save_path=own_save_path(checkpoint[0], stored.save_path, defaults.save_path))
+    if not is_own(checkpoint[0], stored.save_path):
+        return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
+    return stored
 
 
 def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:

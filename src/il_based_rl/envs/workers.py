@@ -7,29 +7,26 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
-from threadpoolctl import threadpool_limits
 
-from il_based_rl.envs.in_process import InProcessEnvs, Watch
 from il_based_rl.envs.record import EnvState, StepRecord
 from il_based_rl.envs.single import Player, make_env, place
-from il_based_rl.errors import ConfigError, EnvironmentFaultError, UserError
-from il_based_rl.spaces import ObservationCodec
+from il_based_rl.envs.worker import CLOSE, LOOK_SECONDS, RESET, RESTORE, STATES, STEP, views, work
+from il_based_rl.errors import ConfigError, EnvironmentFaultError
 
 SHARING_SECONDS = 100e-6
 """What a step of all environments has to save to be worth waking this process up again."""
 STARTING_SECONDS, ANSWER_SECONDS = 120.0, 20.0
 """A worker that has not answered by then, made its environments or taken a step, is taken for dead."""
-_SPIN_SECONDS = 200e-6
-"""For so long a worker looks for its next step without going to sleep, from which it takes long to wake."""
 _PROBE_STEPS = 32
 
 
@@ -71,14 +68,11 @@ class WorkerEnvs:
 
     def __init__(self, env_id: str, num_envs: int, num_workers: int | None = None, timeout: float | None = None) -> None:
         self.num_envs, self._timeout = num_envs, timeout
-        twin = make_env(env_id)
-        self.observation_space, self.action_space = twin.observation_space, twin.action_space
-        codec, spec = ObservationCodec(twin.observation_space), twin.spec
-        twin.close()
+        with contextlib.closing(Player(make_env(env_id))) as twin:
+            self.observation_space, self.action_space = twin.env.observation_space, twin.env.action_space
+            codec, spec = twin.codec, twin.env.spec
         assert spec is not None
-        context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else None)
-        if context.get_start_method() == "forkserver":
-            context.set_forkserver_preload(["il_based_rl.envs"])
+        context = _context()
         shapes = {
             "rows": ((num_envs, *codec.row_shape), codec.row_dtype),
             "final_rows": ((num_envs, *codec.row_shape), codec.row_dtype),
@@ -95,7 +89,7 @@ class WorkerEnvs:
             name: (context.RawArray("b", max(1, int(np.prod(shape)) * dtype.itemsize)), shape, dtype)
             for name, (shape, dtype) in shapes.items()
         }
-        self._shared = _views(memory)
+        self._shared = views(memory)
         self._valid = np.ones(num_envs, bool)
         self._slices = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(num_envs), count)]
         self._workers: list[_Worker] = []
@@ -103,7 +97,7 @@ class WorkerEnvs:
             for w, part in enumerate(self._slices):
                 pipe, theirs = context.Pipe()
                 go, done = context.Semaphore(0), context.Semaphore(0)
-                process = context.Process(target=_work, args=(w, theirs, go, done, spec, part, memory), daemon=True)
+                process = context.Process(target=work, args=(w, theirs, go, done, spec, part, memory), daemon=True)
                 self._workers.append(_Worker(process, pipe, go, done))
                 _start(process, env_id)
                 theirs.close()
@@ -117,7 +111,7 @@ class WorkerEnvs:
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments; give one for each")
         self._shared["seeds"][:] = seeds
-        self._order(_RESET)
+        self._order(RESET)
         self._answers(self._timeout or ANSWER_SECONDS)
         return self._shared["rows"]
 
@@ -125,7 +119,7 @@ class WorkerEnvs:
         """See `Envs`."""
         shared = self._shared
         shared["actions"][:] = actions
-        self._order(_STEP)
+        self._order(STEP)
         self._answers(self._timeout or ANSWER_SECONDS)
         done = np.flatnonzero(shared["terminated"] | shared["truncated"])
         finals = {int(i): np.array(shared["final_rows"][i]) for i in done}
@@ -133,7 +127,7 @@ class WorkerEnvs:
 
     def states(self) -> list[EnvState | None]:
         """See `Envs`."""
-        self._order(_STATES)
+        self._order(STATES)
         states = [state for w in range(len(self._workers)) for state in self._received(w)]
         self._answers(self._timeout or ANSWER_SECONDS)
         return states
@@ -141,7 +135,7 @@ class WorkerEnvs:
     def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
         """See `Envs`."""
         self._shared["seeds"][:] = [state.seed for state in states]
-        self._order(_RESTORE)
+        self._order(RESTORE)
         for worker, part in zip(self._workers, self._slices, strict=True):
             with contextlib.suppress(OSError):  # one that died is noticed below
                 worker.pipe.send(list(states[part]))
@@ -152,7 +146,7 @@ class WorkerEnvs:
     def _received(self, w: int) -> list[Any]:
         """Read what a worker sends before it is done; raise what it reports instead."""
         worker, limit = self._workers[w], time.monotonic() + STARTING_SECONDS
-        while not worker.pipe.poll(_LOOK_SECONDS):
+        while not worker.pipe.poll(LOOK_SECONDS):
             if not worker.process.is_alive() or time.monotonic() > limit:
                 break
         try:
@@ -172,7 +166,7 @@ class WorkerEnvs:
         """Wait for every worker; raise what one of them reports, or that it died."""
         limit = time.monotonic() + patience
         for w, worker in enumerate(self._workers):
-            while not worker.done.acquire(timeout=_LOOK_SECONDS):
+            while not worker.done.acquire(timeout=LOOK_SECONDS):
                 if not worker.process.is_alive():
                     if worker.done.acquire(block=False):  # its last word
                         break
@@ -194,7 +188,7 @@ class WorkerEnvs:
 
     def close(self) -> None:
         """See `Envs`."""
-        self._order(_CLOSE)
+        self._order(CLOSE)
         limit = time.monotonic() + _CLOSING_SECONDS
         for worker in self._workers:
             if worker.process.pid is None:  # it was interrupted before it was started
@@ -213,11 +207,8 @@ class WorkerEnvs:
         self.close()
 
 
-_RESET, _STEP, _STATES, _RESTORE, _CLOSE = range(5)
 _CLOSING_SECONDS = 0.5
 """For so long workers may take leave; what they would still do is of no use to anybody."""
-_LOOK_SECONDS = 0.1
-"""How often somebody who waits looks whether the other side is still alive."""
 
 
 @dataclass(frozen=True)
@@ -237,9 +228,27 @@ def _exit_of(process: Any) -> str:
     return f"died with exit code {process.exitcode}{hint}"
 
 
+def _context() -> Any:
+    """Return the way to start processes: from a server that has imported this package once, where the system knows that."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["il_based_rl.envs"])
+    # The server inherits that Ctrl-C is held back, which a terminal sends to it as well: while it imports, it would print a
+    # traceback. The tracker is started first, as its start lets signals through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
 def _start(process: Any, env_id: str) -> None:
     try:
-        process.start()
+        with _signals_held():  # a process that is half started would be unknown to us
+            process.start()
     except Exception as error:  # whatever a registration holds may fail in its own way on the way to another process
         raise ConfigError(
             f"environment {env_id} cannot be sent to a worker process ({error}); register it with its entry point as a text, "
@@ -247,57 +256,19 @@ def _start(process: Any, env_id: str) -> None:
         ) from error
 
 
-def _views(memory: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {
-        name: np.frombuffer(block, dtype, int(np.prod(shape))).reshape(shape) for name, (block, shape, dtype) in memory.items()
-    }
-
-
-def _work(w: int, pipe: Connection, go: Any, done: Any, spec: EnvSpec, part: slice, memory: dict[str, Any]) -> None:
-    """Step the environments of one part, until told to close or the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
-    for library in ("OMP", "OPENBLAS", "MKL"):  # for those that an environment imports; the others are limited below
-        os.environ[f"{library}_NUM_THREADS"] = "1"
-    shared = _views(memory)
-    names = ("rows", "rewards", "terminated", "truncated", "final_rows", "seeds", "actions")
-    rows, rewards, terminated, truncated, final_rows, seeds, actions = (shared[name][part] for name in names)
-    envs: InProcessEnvs | None = None
-    with threadpool_limits(limits=1):
-        try:
-            envs = InProcessEnvs(spec, part.stop - part.start, first_index=part.start)
-            envs.record = StepRecord(rows, rewards, terminated, truncated, {}, envs.record.valid)
-            envs.watch = Watch(*(shared[name][w : w + 1] for name in ("index", "episode", "step")))
-            done.release()
-            while _awaited(go) and (command := shared["commands"][w]) != _CLOSE:
-                if command == _STEP:
-                    # A copy of the actions, as an environment may keep what it is given.
-                    for i, row in envs.step(np.array(actions)).final_rows.items():
-                        final_rows[i] = row
-                elif command == _RESET:
-                    envs.reset(seeds.tolist())
-                elif command == _STATES:
-                    pipe.send(envs.states())
-                else:
-                    pipe.send(envs.restore(pipe.recv())[1])
-                done.release()
-        except Exception as error:  # sent as a text, as an exception of another author's need not survive the way
-            known = f"environments {part.start} to {part.stop - 1}: {type(error).__name__}: {error}"
-            with contextlib.suppress(OSError):  # nobody may be there to read it
-                pipe.send(str(error) if isinstance(error, UserError) else known)
-            shared["failed"][w] = 1
-            done.release()
-        finally:
-            if envs is not None:
-                envs.close()
-
-
-def _awaited(go: Any) -> bool:
-    """Wait for the next command; False if there is nobody left to give one."""
-    parent, end = multiprocessing.parent_process(), time.perf_counter() + _SPIN_SECONDS
-    while not go.acquire(False):
-        if time.perf_counter() > end:
-            while not go.acquire(timeout=_LOOK_SECONDS):
-                if parent is None or not parent.is_alive():
-                    return False
-            break
-    return True
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let what a signal does, such as an interrupt from the keyboard, wait until the block is done."""
+    if threading.current_thread() is not threading.main_thread():  # where no signal is handled
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {each: signal.signal(each, lambda number, _: held.append(number)) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler or signal.SIG_DFL)
+        for number in held:
+            signal.raise_signal(number)

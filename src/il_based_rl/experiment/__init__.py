@@ -25,8 +25,8 @@ def resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
     return RunFiles(save_path).latest_checkpoint() if resume == LATEST else (Path(resume), read_checkpoint(resume))
 
 
-def own_save_path(path: Path, stored: str, default: str) -> str:
-    """Return the save path of the run that a checkpoint is one of; the default where it lies elsewhere than it says."""
+def is_own(path: Path, save_path: str) -> bool:
+    """Whether a checkpoint lies in the run of the save path that it names; one from elsewhere decides less."""
     from il_based_rl.experiment.run import RunFiles
 
-    return stored if RunFiles(stored).holds(path) else default
+    return RunFiles(save_path).holds(path)
