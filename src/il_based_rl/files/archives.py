@@ -13,7 +13,6 @@ from il_based_rl.errors import FileFormatError, FileMissingError
 MAX_BYTES = 2**32
 """A file larger than this is refused, before memory is asked for."""
 _MAX_MEMBERS = 10_000
-_BEGINNING = b"PK\x03\x04"
 
 
 def read_archive(path: str | Path, what: str) -> dict[str, bytes]:
@@ -37,20 +36,19 @@ def read_archive(path: str | Path, what: str) -> dict[str, bytes]:
     if not Path(path).is_file():
         raise FileFormatError(f"{path} is not a regular file; expected {what}")
     try:
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES // 2**30} GiB")
         with open(path, "rb") as file:
-            if file.read(4) != _BEGINNING:  # so that no more is read of a file that tells nothing of its size, as in /proc
-                raise ValueError("it does not begin as an archive does")
-            return _members(_BEGINNING + file.read(MAX_BYTES))
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES // 2**30} GiB")
+            return _members(file.read(size))  # and no more, as some files in /proc say 0 and never end
     except Exception as error:  # a damaged directory of a zip fails in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FileFormatError(f"{path} is damaged or is not {what}: {reason}") from error
 
 
 def _members(whole: bytes) -> dict[str, bytes]:
-    if whole[-22:-18] != b"PK\x05\x06":
-        raise ValueError("it does not end as an archive does")
+    if whole[:4] != b"PK\x03\x04" or whole[-22:-18] != b"PK\x05\x06":
+        raise ValueError("it does not begin and end as an archive does")
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = archive.infolist()
         names = {member.filename.casefold() for member in members}
