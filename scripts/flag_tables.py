@@ -17,6 +17,11 @@ COMMANDS = {
     "collect": config.CollectConfig,
     "train": config.TrainConfig,
     "evaluate": config.EvaluateConfig,
+    "compare": config.CompareConfig,
+    "report": config.ReportConfig,
+    "video": config.VideoConfig,
+    "runs": config.RunsConfig,
+    "plot": config.PlotConfig,
     "pipeline": config.PipelineConfig,
     "doctor": config.DoctorConfig,
 }
@@ -49,7 +54,7 @@ def rows(settings: Any) -> list[str]:
             flag = f"`{flag}`"
         else:
             shown = "none" if value is None else f"`{' '.join(map(str, value)) if isinstance(value, tuple) else value}`"
-            flag = f"`--{flag}`"
+            flag = f"`{flag.upper()}`" if str(field.type).startswith("Positional") else f"`--{flag}`"
         lines.append(f"| {flag} | {shown} | {texts[field.name]} |")
     return lines
 

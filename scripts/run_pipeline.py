@@ -1,7 +1,8 @@
 """Expert, demonstrations, student and their comparison from one command; `il_based_rl.pipeline` holds the stages."""
 
+from il_based_rl.comparison import Comparison
 from il_based_rl.config import PipelineConfig
-from il_based_rl.pipeline import Contestant, main, pipeline
+from il_based_rl.pipeline import main, pipeline
 
 
 def run_pipeline(
@@ -11,8 +12,8 @@ def run_pipeline(
     bc_epochs: int = 100,
     seed: int = 42,
     output_dir: str = ".",
-) -> list[Contestant]:
-    """Run all stages and return the lines of the closing table: random, expert and student."""
+) -> Comparison:
+    """Run all stages, and return how expert, student and a random policy compare."""
     return pipeline(
         PipelineConfig(
             env_id=env_id,

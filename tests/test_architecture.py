@@ -19,7 +19,9 @@ LEVELS = [  # from the bottom; modules on one level never import each other, a r
     ["agent", "ppo_agent"],
     ["checkpoint"],
     ["collect", "evaluate", "doctor"],
-    ["train", "train_ppo"],
+    ["train", "train_ppo", "comparison"],
+    ["compare", "failure_analysis"],
+    ["report"],
     ["pipeline"],
     ["__main__"],
 ]

@@ -38,8 +38,8 @@ def finished(tmp_path_factory):
         patch.chdir(folder)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            contestants = run_pipeline("Pendulum-v1", ppo_timesteps=2048, num_demo_episodes=2, bc_epochs=2, seed=4)
-    return contestants, printed.getvalue().splitlines(), folder
+            comparison = run_pipeline("Pendulum-v1", ppo_timesteps=2048, num_demo_episodes=2, bc_epochs=2, seed=4)
+    return comparison, printed.getvalue().splitlines(), folder
 
 
 def test_the_promised_defaults_are_in_the_signature_and_in_the_command():
@@ -68,61 +68,66 @@ def test_every_stage_writes_its_file_where_it_was_promised(finished):
     assert demos.num_episodes == 2
     np.testing.assert_allclose(demos.actions, expert.predict(demos.observations), rtol=1e-4, atol=1e-5)
     assert "Checkpoint saved to checkpoints/ppo_expert.pt" in printed
-    for path in ("checkpoints/ppo_expert.pt", "demos/ppo_expert_demos.npz", "checkpoints/bc_student.pt"):
-        assert any(path in line for line in printed[-3:])
+    for path in ("checkpoints/ppo_expert.pt", "demos/ppo_expert_demos.npz", "checkpoints/bc_student.pt", "report.html"):
+        assert any(path in line for line in printed[-4:])
 
 
-def test_the_table_shows_random_expert_and_student_side_by_side(finished):
-    contestants, printed, _ = finished
-    assert [each.name for each in contestants] == ["random", "expert", "student"]
-    for each in contestants:
-        (line,) = [line for line in printed if line.startswith(f"{each.name} ")]
-        low, high = each.result.interval
-        cells = re.fullmatch(rf"{each.name} +(\S+) +\[(\S+), (\S+)\] +(\d+) +(\S+) +(\S+|\S+ KiB)", line).groups()
-        assert cells[:4] == (f"{each.result.mean:.2f}", f"{low:.2f}", f"{high:.2f}", "100")
-        assert low < each.result.mean < high
+def test_the_table_shows_expert_student_and_random_side_by_side(finished):
+    comparison, printed, _ = finished
+    assert [each["name"] for each in comparison.numbers["policies"]] == ["expert", "student", "random"]
+    for each in comparison.numbers["policies"]:
+        (line,) = [
+            line
+            for line in printed
+            if re.match(rf"\| {each['name']} +\| .* KiB|\| random +\| .*\| - ", line) and each["name"] in line
+        ]
+        shown = re.search(r"\| (-[\d.]+) \[(-[\d.]+), (-[\d.]+)\]", line).groups()
+        assert [float(x) for x in shown] == pytest.approx([each["mean"][end] for end in ("value", "low", "high")], abs=0.051)
+        assert each["mean"]["low"] < each["mean"]["value"] < each["mean"]["high"]
     assert any("same 100 start states" in line for line in printed)
 
 
 def test_the_table_shows_how_large_each_policy_is(finished):
-    contestants, printed, _ = finished
+    comparison, printed, _ = finished
     # 3 inputs, layers of 64 and 64 (expert) or 256 and 256 (student), 1 output
-    assert [each.parameters for each in contestants] == [None, 4481, 67073]
+    assert [each["parameters"] for each in comparison.numbers["policies"]] == [4481, 67073, None]
     for name, count in (("expert", "4,481"), ("student", "67,073")):
-        assert any(line.startswith(name) and f" {count} " in line for line in printed)
+        assert any(line.startswith(f"| {name}") and f" {count} " in line for line in printed)
 
 
 def test_all_policies_play_the_same_start_states_which_no_demonstration_started_from(finished):
-    contestants, _, folder = finished
-    seeds = [each.result.start_seeds.tolist() for each in contestants]
-    assert seeds[0] == seeds[1] == seeds[2]
-    assert len(set(seeds[0])) == 100
+    comparison, _, folder = finished
+    seeds = comparison.numbers["start_seeds"]
+    for each in comparison.contenders:
+        assert each.results[0].start_seeds.tolist() == seeds
+    assert len(set(seeds)) == 100
     demos = DemoDataset.load(folder / "demos/ppo_expert_demos.npz")
-    assert not set(seeds[0]) & set(demos.seeds.tolist())
+    assert not set(seeds) & set(demos.seeds.tolist())
 
 
 def test_the_numbers_of_the_table_are_those_of_the_saved_policies(finished):
-    contestants, _, folder = finished
-    for each, agent in zip(contestants[1:], (PPOAgent, BCAgent), strict=True):
-        seeds = each.result.start_seeds[:3].tolist()
-        again = evaluate_policy(agent.load(folder / each.path), "Pendulum-v1", start_seeds=seeds)
-        np.testing.assert_allclose(again.returns, each.result.returns[:3], rtol=1e-4)
+    comparison, _, folder = finished
+    seeds = comparison.numbers["start_seeds"][:3]
+    for each, agent in zip(comparison.contenders, (PPOAgent, BCAgent), strict=False):
+        again = evaluate_policy(agent.load(folder / each.paths[0]), "Pendulum-v1", start_seeds=seeds)
+        np.testing.assert_allclose(again.returns, each.values[:3], rtol=1e-4)
 
 
 def test_a_seed_decides_the_whole_pipeline():
     first, again, other = (run_pipeline(**(TINY | {"seed": seed})) for seed in (4, 4, 5))
-    for one, two in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one.result.returns, two.result.returns)
+    for one, two in zip(first.contenders, again.contenders, strict=True):
+        np.testing.assert_array_equal(one.values, two.values)
     weights = [BCAgent.load(f"checkpoints/bc_student.pt{end}").policy.network.layers[0].weight for end in ("", ".bak")]
     assert not weights[0].equal(weights[1])
-    assert other[0].result.start_seeds.tolist() != first[0].result.start_seeds.tolist()
+    assert other.numbers["start_seeds"] != first.numbers["start_seeds"]
 
 
 @pytest.mark.parametrize("env_id", ["toy/Gears-v0", "toy/Levers-v0", "toy/Bits-v0", "toy/Dict-v0"])
 def test_every_kind_of_action_goes_through_all_stages(env_id, capsys):
-    contestants = run_pipeline(**(TINY | {"env_id": env_id}))
-    assert [len(each.result.returns) for each in contestants] == [100, 100, 100]
-    assert f"{env_id}: all policies" in capsys.readouterr().out
+    comparison = run_pipeline(**(TINY | {"env_id": env_id}))
+    assert [each.returns.shape for each in comparison.contenders] == [(1, 100)] * 3
+    assert f"{env_id}: 3 policies from the same 100" in capsys.readouterr().out
+    assert "Where the student fails" in Path("report.html").read_text()
 
 
 def test_the_command_writes_under_its_output_folder_and_returns_none():

@@ -7,15 +7,30 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from benchmarks.coverage import DISTRIBUTIONS, coverage, true_values
 from il_based_rl import statistics
-from il_based_rl.statistics import interquartile_mean, mean_interval
+from il_based_rl.statistics import (
+    STATISTICS,
+    difference,
+    estimate,
+    interquartile_mean,
+    mean_interval,
+    probability_of_improvement,
+    share_of_advantage,
+    worst_decile,
+)
+
+
+def generator():
+    return np.random.default_rng(3)
 
 
 def test_every_example_in_the_docstrings_holds():
     result = doctest.testmod(statistics)
     assert result.failed == 0
-    assert result.attempted >= 2
+    assert result.attempted >= 3
 
 
 def test_interval_of_three_returns_by_hand():
@@ -61,3 +76,146 @@ def test_interquartile_mean_drops_a_quarter_at_each_end_whatever_the_order():
 def test_interquartile_mean_of_ten_seeds_keeps_the_middle_six():
     # A quarter of ten rounds down to two at each end: mean of 2..7 is 4.5, and the outliers do not move it.
     assert interquartile_mean(np.array([-1e6, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 1e9])) == 4.5
+
+
+# ---- robust statistics and their intervals ----
+
+
+def test_worst_decile_is_the_mean_of_the_lowest_tenth_and_of_one_at_least():
+    assert worst_decile(np.array([3.0, 1.0, 2.0])) == 1.0
+    assert worst_decile(np.random.default_rng(0).permutation(30.0 * np.arange(30))) == 30.0
+    assert worst_decile(np.arange(21.0)) == 1.0  # three of 21, so that the tenth is whole
+    np.testing.assert_array_equal(worst_decile(np.array([[3.0, 1.0], [7.0, 9.0]])), [1.0, 7.0])
+
+
+def test_estimates_of_many_values_are_scipys_bootstrap():
+    values = np.random.default_rng(0).gamma(2.0, 1.0, 60)
+    found = estimate("mean", values, np.random.default_rng(5))
+    theirs = stats.bootstrap(
+        [values], np.mean, n_resamples=2000, batch=200, method="BCa", random_state=np.random.default_rng(5)
+    )
+    assert (found.low, found.high) == tuple(theirs.confidence_interval)
+    assert found.value == values.mean()
+
+
+def test_estimates_of_few_values_are_t_intervals():
+    values = np.random.default_rng(0).normal(size=7)
+    assert (lambda e: (e.low, e.high))(estimate("mean", values, generator())) == pytest.approx(mean_interval(values), rel=1e-12)
+    # Seven values: one cut off at each end; winsorised standard deviation over (1 - 2 * 0.25) sqrt(7), four degrees of freedom.
+    ordered = np.sort(values)
+    winsorised = np.array([ordered[1], *ordered[1:6], ordered[5]])
+    half = stats.t.ppf(0.975, 4) * winsorised.std(ddof=1) / (0.5 * 7**0.5)
+    found = estimate("interquartile_mean", values, generator())
+    assert found.value == pytest.approx(ordered[1:6].mean(), rel=1e-12)
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("count", [2, 5, 50])
+def test_equal_values_have_intervals_of_no_width(name, count):
+    found = estimate(name, np.full(count, 500.0), generator())
+    assert (found.value, found.low, found.high) == (500.0, 500.0, 500.0)
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_a_single_value_has_no_interval(name):
+    found = estimate(name, np.array([3.0]), generator())
+    assert found.value == 3.0
+    assert math.isnan(found.low)
+    assert str(found) == "3.00"
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_values_that_nearly_all_agree_have_finite_intervals(name):
+    values = np.full(40, 500.0)
+    values[7] = 3.0
+    found = estimate(name, values, generator())
+    assert math.isfinite(found.low)
+    assert found.low <= found.value <= found.high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+@pytest.mark.parametrize("name", ["mean", "interquartile_mean"])
+def test_intervals_of_a_hundred_values_hold_as_often_as_they_say(name, kind):
+    truth = true_values(DISTRIBUTIONS[kind])[name]
+    assert 0.93 <= coverage(name, DISTRIBUTIONS[kind], 100, truth) <= 0.97
+
+
+@pytest.mark.parametrize("name", ["mean", "interquartile_mean"])
+def test_intervals_of_five_normal_values_hold_as_often_as_they_say(name):
+    assert 0.93 <= coverage(name, DISTRIBUTIONS["normal"], 5, 0.0) <= 0.97
+
+
+# ---- comparisons ----
+
+
+def starts(random, count=100):
+    """How hard start states are: a standard deviation of 74, as of Pendulum-v1's."""
+    return random.normal(-140.0, 74.0, count)
+
+
+def test_a_planted_difference_of_two_percent_is_found_by_pairing_and_missed_without():
+    random = np.random.default_rng(0)
+    seen = np.zeros(2)
+    for _ in range(50):
+        hard = starts(random)
+        expert, student = hard + random.normal(0, 3, 100), 1.02 * hard + random.normal(0, 3, 100)
+        for k, paired in enumerate((True, False)):
+            seen[k] += difference(student, expert, random, paired=paired).high < 0.0
+    assert seen[0] >= 48
+    assert seen[1] <= 5
+
+
+def test_no_difference_is_found_where_there_is_none_as_often_as_is_said():
+    random, found = np.random.default_rng(1), 0
+    for _ in range(200):
+        hard = starts(random)
+        one, other = (hard + random.normal(0, 3, 100) for _ in range(2))
+        interval = difference(one, other, random, paired=True)
+        found += not interval.low <= 0.0 <= interval.high
+    assert found <= 20  # of ten expected
+
+
+def test_a_difference_of_few_runs_is_welchs():
+    one, other = np.array([1.0, 2.0, 4.0]), np.array([0.0, 1.0, 1.5, 0.5])
+    theirs = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    found = difference(one, other, generator(), paired=False)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=1e-12)
+    assert found.value == pytest.approx(one.mean() - other.mean(), rel=1e-12)
+
+
+def test_probability_of_improvement_counts_ties_half():
+    one, other = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 1.0, 4.0, 2.0])
+    assert probability_of_improvement(one, other, generator(), paired=True).value == (0.5 + 1 + 0 + 1) / 4
+
+
+def test_probability_of_improvement_of_runs_is_mann_and_whitneys():
+    random = np.random.default_rng(0)
+    one, other = random.normal(0.5, 1, 12), random.normal(0, 1, 9)
+    found = probability_of_improvement(one, other, generator(), paired=False)
+    assert found.value == pytest.approx(stats.mannwhitneyu(one, other).statistic / (12 * 9), rel=1e-12)
+    assert found.low < found.value < found.high
+
+
+def test_share_of_advantage_by_hand():
+    baseline, reference = np.full(50, -1000.0), np.full(50, -100.0)
+    found = share_of_advantage(np.full(50, -109.0), reference, baseline, generator(), paired=True)
+    assert found.value == pytest.approx(0.99, rel=1e-12)
+    assert (found.low, found.high) == (found.value, found.value)
+
+
+def test_share_of_advantage_is_narrower_where_start_states_are_shared():
+    random = np.random.default_rng(0)
+    hard = starts(random)
+    baseline, expert, student = 5 * hard, hard + random.normal(0, 3, 100), hard - 5 + random.normal(0, 3, 100)
+    widths = [
+        (lambda e: e.high - e.low)(share_of_advantage(student, expert, baseline, random, paired=paired))
+        for paired in (True, False)
+    ]
+    assert widths[0] < widths[1] / 3
+
+
+def test_the_same_random_generator_gives_the_same_intervals_and_the_global_ones_are_left_alone(global_generators_untouched):
+    values = np.random.default_rng(0).normal(size=100)
+    assert estimate("median", values, generator()) == estimate("median", values, generator())

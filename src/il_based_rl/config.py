@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tyro.conf import Positional
+
 from il_based_rl.errors import ConfigError
 
 MAX_WIDTH = 65_536
@@ -68,6 +70,11 @@ def _is_of(value: object, kind: Any) -> bool:
 def _require_time(max_time: float | None) -> None:
     expected = f"above 0 and at most {MAX_SECONDS}"
     _require(max_time is None or 0 < max_time <= MAX_SECONDS, "max_time", max_time, expected)
+
+
+def _require_threshold(success_threshold: float | None) -> None:
+    finite = success_threshold is None or math.isfinite(success_threshold)
+    _require(finite, "success_threshold", success_threshold, "a finite number")
 
 
 def _require_seed(seed: int | None) -> None:
@@ -299,6 +306,34 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """Settings of `il-rl compare`."""
+
+    policies: tuple[str, ...] = ("expert=checkpoints/ppo_expert.pt", "student=checkpoints/bc_student.pt")
+    """Checkpoints as NAME=PATH or PATH, the one that the others are measured against first; several of one name are training
+    runs of one policy. A random policy is added."""
+    env_id: str = "Pendulum-v1"
+    """Gymnasium environment ID."""
+    num_episodes: int = 100
+    """Start states, the same ones for every policy."""
+    seed: int = 0
+    """Picks the start states, as in evaluate."""
+    deterministic: bool = True
+    """Whether the policies take their most likely actions, or sample."""
+    success_threshold: float | None = None
+    """Return from which an episode counts as a success; None asks the environment."""
+    save_path: str = "comparison.json"
+    """Where the numbers go; the table goes beside it, with the suffix .md."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_episodes >= 2, "num_episodes", self.num_episodes, "at least 2, as one says nothing about a spread")
+        _require(len(self.policies) > 0, "policies", self.policies, "at least one checkpoint")
+        _require_threshold(self.success_threshold)
+        _require_seed(self.seed)
+        _require_file("save_path", self.save_path)
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
     """Settings of `il-rl pipeline`."""
 
@@ -315,12 +350,86 @@ class PipelineConfig:
     seed: int = 42
     """Random seed of all stages."""
     output_dir: str = "."
-    """Folder under which checkpoints/ and demos/ are written."""
+    """Folder under which checkpoints/, demos/ and report.html are written."""
+    video: bool = True
+    """Whether to film expert and student for the report, where that can be done."""
     tracking: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         _require_positive(self, "ppo_timesteps", "num_demo_episodes", "bc_epochs", "num_eval_episodes")
         _require_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Settings of `il-rl report`."""
+
+    folder: Positional[str] = "."
+    """Folder with runs below it, such as a pipeline's output-dir; the page goes there, as report.html."""
+    num_episodes: int = 100
+    """Start states that the policies are compared from."""
+    seed: int = 0
+    """Picks them."""
+    success_threshold: float | None = None
+    """Return from which an episode counts as a success; None asks the environment."""
+    video: bool = True
+    """Whether to film expert and student, where that can be done."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_episodes >= 2, "num_episodes", self.num_episodes, "at least 2, as one says nothing about a spread")
+        _require_threshold(self.success_threshold)
+        _require_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Settings of `il-rl video`."""
+
+    env_id: str = "Pendulum-v1"
+    """Gymnasium environment ID."""
+    checkpoint: str = "checkpoints/bc_student.pt"
+    """The policy: a checkpoint of train or of train-ppo."""
+    num_episodes: int = 1
+    """Episodes, one after the other."""
+    max_frames: int = 2_000
+    """Where the film ends at the latest."""
+    seed: int = 0
+    """Picks the start states, as in evaluate."""
+    deterministic: bool = True
+    """Whether the policy takes its most likely action, or samples."""
+    save_path: str = "video.mp4"
+    """Where the film goes."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_episodes", "max_frames")
+        _require_seed(self.seed)
+        _require_file("save_path", self.save_path)
+
+
+@dataclass(frozen=True)
+class RunsConfig:
+    """Settings of `il-rl runs`."""
+
+    folder: Positional[str] = "."
+    """Folder to look in, and below."""
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Settings of `il-rl plot`."""
+
+    runs: Positional[tuple[str, ...]] = ("checkpoints/ppo_agent.pt",)
+    """Save paths of runs, or their folders."""
+    metric: str = "eval_reward"
+    """What is drawn: a name in metrics.jsonl."""
+    save_path: str = "curves.png"
+    """Where the figure goes; its suffix is png, svg or pdf."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.runs) > 0, "runs", self.runs, "at least one run")
+        _require_file("save_path", self.save_path)
+        known = (".png", ".svg", ".pdf")
+        _require(Path(self.save_path).suffix in known, "save_path", self.save_path, f"a path that ends in {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,12 @@ class NotFiniteError(UserError, ValueError):
     """A policy was asked about an observation that holds NaN or infinity."""
 
 
+class RenderError(UserError, RuntimeError):
+    """An environment cannot be drawn, or its pictures cannot be made a video."""
+
+    exit_code = 1
+
+
 class CollectionError(UserError, RuntimeError):
     """The wanted demonstrations were not reached within the allowed attempts."""
 

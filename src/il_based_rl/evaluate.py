@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from il_based_rl.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from il_based_rl.rollout import EpisodePlayers
+    from il_based_rl.rollout import Episode, EpisodePlayers
 
 # What is heavy (torch, Gymnasium, scipy) is imported inside the functions, so that --help need not wait for it.
 
@@ -28,6 +28,8 @@ class EvaluationResult:
     """Steps of each episode. Shape (E,)."""
     start_seeds: np.ndarray
     """Seed that each episode's environment was reset with. Shape (E,)."""
+    successes: np.ndarray | None = None
+    """Whether each episode reached its goal, shape (E,), bool; None where the environment does not say."""
 
     @property
     def mean(self) -> float:
@@ -90,9 +92,15 @@ def evaluate_policy(
 
 
 def play_evaluation(
-    agent: Any, players: EpisodePlayers, start_seeds: Iterable[int], *, seed: int = 0, deterministic: bool = True
+    agent: Any,
+    players: EpisodePlayers,
+    start_seeds: Iterable[int],
+    *,
+    seed: int = 0,
+    deterministic: bool = True,
+    watch: Callable[[Episode], object] | None = None,
 ) -> EvaluationResult:
-    """Play these start seeds in environments that exist already; see `evaluate_policy`."""
+    """Play these start seeds in environments that exist already, and show each episode to `watch`; see `evaluate_policy`."""
     import numpy as np
     from tqdm import tqdm
 
@@ -108,10 +116,14 @@ def play_evaluation(
         random=generator(seed, "evaluation", 1),
     )
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    successes: list[bool | None] = [None] * len(seeds)
     playing = tqdm(players.play(actor, seeds.tolist()), "evaluating", len(seeds), leave=False, unit="episode", disable=None)
     for episode in playing:
         returns[episode.index], lengths[episode.index] = episode.total_reward, len(episode.rewards)
-    return EvaluationResult(returns, lengths, seeds)
+        successes[episode.index] = episode.success
+        if watch is not None:
+            watch(episode)
+    return EvaluationResult(returns, lengths, seeds, None if None in successes else np.array(successes, bool))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,7 +145,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     cli.say(f"Evaluated {config.checkpoint} on {config.env_id}: {len(result.returns)} episodes, start seed {config.seed}")
     cli.say(f"mean return {result.mean:.2f}{interval}  standard deviation {result.std:.2f}")
     lengths = result.lengths
-    cli.say(f"episode length mean {lengths.mean():.1f}  min {lengths.min()}  max {lengths.max()}")
+    success = "" if result.successes is None else f"  success rate {result.successes.mean():.1%}"
+    cli.say(f"episode length mean {lengths.mean():.1f}  min {lengths.min()}  max {lengths.max()}{success}")
     return result
 
 

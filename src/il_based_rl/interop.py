@@ -12,10 +12,9 @@ import torch
 from gymnasium import spaces
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
-from il_based_rl.envs import Player
 from il_based_rl.errors import EnvironmentFaultError
 from il_based_rl.policy import MLPPolicy, require_spaces
-from il_based_rl.rollout import Actor
+from il_based_rl.rollout import Actor, Situation
 
 
 def actor_from(
@@ -58,7 +57,7 @@ def actor_from(
 def _policy_actor(policy: MLPPolicy, random: np.random.Generator | None, log_std: np.ndarray | None) -> Actor:
     outputs_of, codec, head = policy.as_numpy(), policy.codec, policy.head
 
-    def act(players: Sequence[Player]) -> np.ndarray:
+    def act(players: Sequence[Situation]) -> np.ndarray:
         outputs = outputs_of(codec.features(np.stack([player.row for player in players])))
         if random is not None:
             outputs = outputs + head.noise(random, (len(players),), log_std)
@@ -77,10 +76,10 @@ class _ForeignActor:
         self._recurrent = {"state", "episode_start"} <= parameters
         self._states: dict[int, Any] = {}
 
-    def __call__(self, players: Sequence[Player]) -> np.ndarray:
+    def __call__(self, players: Sequence[Situation]) -> np.ndarray:
         return np.stack([self._act(player) for player in players])
 
-    def _act(self, player: Player) -> np.ndarray:
+    def _act(self, player: Situation) -> np.ndarray:
         known: dict[str, Any] = dict(self._fixed)
         if self._recurrent:
             first = player.steps == 0
@@ -97,7 +96,7 @@ class _ForeignActor:
             ) from error
         return self._inside(answer, player)
 
-    def _inside(self, answer: Any, player: Player) -> np.ndarray:
+    def _inside(self, answer: Any, player: Situation) -> np.ndarray:
         """Give an action its space's shape and number type; one outside finite bounds is moved to them."""
         space = self._space
         try:

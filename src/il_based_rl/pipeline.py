@@ -1,31 +1,18 @@
-"""All stages, one after the other: expert, demonstrations, student, and how good each is."""
+"""All stages, one after the other: expert, demonstrations, student, how good each is, and the page about it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
-from il_based_rl.config import BCConfig, CollectConfig, PipelineConfig, TrainConfig, TrainPPOConfig
+from il_based_rl.config import BCConfig, CollectConfig, PipelineConfig, ReportConfig, TrainConfig, TrainPPOConfig
 
 if TYPE_CHECKING:
-    from il_based_rl.evaluate import EvaluationResult
+    from il_based_rl.comparison import Comparison
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One line of the closing table."""
-
-    name: str
-    result: EvaluationResult
-    parameters: int | None
-    """Numbers that its policy needs to act; None for the random one."""
-    path: Path | None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,12 +21,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.run(lambda: pipeline(cli.parse(PipelineConfig(), argv, prog="il-rl pipeline", description=description)))
 
 
-def pipeline(config: PipelineConfig) -> list[Contestant]:
-    """Run all stages, print the closing table, and return its lines."""
+def pipeline(config: PipelineConfig) -> Comparison:
+    """Run all stages, print how good each policy is, write the report, and return the comparison."""
     from il_based_rl.collect import collect
     from il_based_rl.envs import make_players
+    from il_based_rl.experiment.run import RunFiles
     from il_based_rl.files import require_writable
     from il_based_rl.heads import action_head
+    from il_based_rl.report.found import read_run
+    from il_based_rl.report.page import PAGE, report
     from il_based_rl.train import train
     from il_based_rl.train_ppo import train_ppo
 
@@ -50,7 +40,7 @@ def pipeline(config: PipelineConfig) -> list[Contestant]:
     (player,) = make_players(config.env_id, 1)
     action_head(player.env.action_space)
     player.close()
-    for path in (expert_path, demo_path, student_path):
+    for path in (expert_path, demo_path, student_path, folder / PAGE):
         require_writable(path)
     train_ppo(
         TrainPPOConfig(
@@ -79,53 +69,26 @@ def pipeline(config: PipelineConfig) -> list[Contestant]:
             tracking=config.tracking,
         )
     )
-    contestants = _compare(config, expert_path, student_path)
-    for line in _table(config, contestants, demo_path):
-        cli.say(line)
-    return contestants
+    comparison = _compared(config, expert_path, student_path)
+    cli.say(f"\n{comparison.markdown()}")
+    runs = [read_run(RunFiles(path).folder) for path in (expert_path, student_path)]
+    page = report(ReportConfig(config.output_dir, seed=config.seed, video=config.video), runs, comparison)
+    for name, path in (("Expert", expert_path), ("Demonstrations", demo_path), ("Student", student_path), ("Report", page)):
+        cli.say(f"{name:<16}{path}")
+    return comparison
 
 
-def _compare(config: PipelineConfig, expert_path: Path, student_path: Path) -> list[Contestant]:
-    """Evaluate random, expert and student from the same start states."""
+def _compared(config: PipelineConfig, expert_path: Path, student_path: Path) -> Comparison:
+    """Let expert, student and a random policy play from start states that neither evaluation nor collection has used."""
     from il_based_rl.agent import BCAgent
-    from il_based_rl.evaluate import play_evaluation
+    from il_based_rl.compare import compare_policies
     from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.networks import parameter_count
-    from il_based_rl.ppo_agent import PPOAgent
-    from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.seeding import start_seeds
 
     seeds = list(start_seeds(config.seed, "evaluation", config.num_eval_episodes, key=1))
-    expert, student = PPOAgent.load(expert_path), BCAgent.load(student_path)
-    with fitting_threads(student.hidden_dims), EpisodePlayers(config.env_id, len(seeds)) as players:
-        players.action_space.seed(config.seed)
-        return [
-            Contestant("random", play_evaluation(lambda obs: players.action_space.sample(), players, seeds), None, None),
-            Contestant("expert", play_evaluation(expert, players, seeds), parameter_count(expert.policy.actor), expert_path),
-            Contestant("student", play_evaluation(student, players, seeds), parameter_count(student.policy), student_path),
-        ]
-
-
-def _table(config: PipelineConfig, contestants: Sequence[Contestant], demo_path: Path) -> list[str]:
-    lines = [
-        "",
-        f"{config.env_id}: all policies from the same {config.num_eval_episodes} start states",
-        f"{'policy':<10}{'mean return':>12}{'95% interval':>24}{'episodes':>10}{'parameters':>12}{'file':>10}",
-    ]
-    for each in contestants:
-        low, high = each.result.interval
-        parameters = "-" if each.parameters is None else f"{each.parameters:,}"
-        size = "-" if each.path is None else f"{each.path.stat().st_size / 1024:,.0f} KiB"
-        interval = "-" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
-        lines.append(
-            f"{each.name:<10}{each.result.mean:>12.2f}{interval:>24}{len(each.result.returns):>10}{parameters:>12}{size:>10}"
-        )
-    random, expert, student = (each.result.mean for each in contestants)
-    if expert > random:
-        share = (student - random) / (expert - random)
-        lines.append(f"On the scale from random (0 %) to expert (100 %) the student is at {share:.1%}.")
-    written = [str(each.path) for each in contestants if each.path is not None]
-    return [*lines, "", f"Expert          {written[0]}", f"Demonstrations  {demo_path}", f"Student         {written[1]}"]
+    with fitting_threads(BCAgent.load(student_path).hidden_dims):
+        policies = {"expert": expert_path, "student": student_path}
+        return compare_policies(policies, config.env_id, seed=config.seed, start_seeds=seeds)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,29 @@ from il_based_rl.policy import MLPPolicy
 from il_based_rl.seeding import require_generator_state
 from il_based_rl.spaces import ObservationCodec
 
-Actor = Callable[[Sequence[Player]], np.ndarray]
-"""Chooses an action for the present observation of each player; shape (number of players, *action)."""
+
+class Situation(Protocol):
+    """What a policy may know of an environment when it is asked for an action; `Player` is one."""
+
+    @property
+    def index(self) -> int:
+        """The environment's number among its neighbours."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the running episode."""
+
+    @property
+    def obs(self) -> Any:
+        """The present observation, as the environment gave it."""
+
+    @property
+    def row(self) -> np.ndarray:
+        """The present observation as a row."""
+
+
+Actor = Callable[[Sequence[Situation]], np.ndarray]
+"""Chooses an action for each situation; shape (number of situations, *action)."""
 
 MAX_PLAYERS = 16
 """Episodes played side by side: enough to share the policy's cost, few enough to make and to hold."""
@@ -201,6 +222,8 @@ class Episode:
     truncated: bool
     final_row: np.ndarray
     """Raw observation that it ended in. Shape (*row,)."""
+    success: bool | None = None
+    """Whether it reached its goal; None where the environment does not say (`is_success` or `success` at its last step)."""
 
     @property
     def total_reward(self) -> float:
@@ -290,7 +313,13 @@ class _Running:
             terminated=terminated,
             truncated=truncated,
             final_row=np.array(player.row),
+            success=_success(player.info),
         )
+
+
+def _success(info: Any) -> bool | None:
+    told = [info[key] for key in ("is_success", "success") if key in info] if isinstance(info, Mapping) else []
+    return bool(told[0]) if told and np.size(told[0]) == 1 else None
 
 
 def _begin(player: Player, waiting: Iterator[tuple[int, int]]) -> _Running | None:

@@ -23,6 +23,7 @@ Purpose = Literal[
     "evaluation",
     "validation split",
     "evaluation in training",
+    "comparison",
 ]
 _PURPOSES: tuple[str, ...] = get_args(Purpose)
 _SEED_BITS = 27  # with the purpose's number above them a start seed stays below 2**31, which every environment accepts

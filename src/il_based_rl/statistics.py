@@ -1,11 +1,33 @@
-"""Intervals and robust means of returns, from scipy."""
+"""Intervals, robust means and comparisons of returns, from scipy."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
+
+FEW = 30
+"""Of fewer values than this a bootstrap's interval is too narrow, see docs/statistics.md; Student's t takes its place."""
+RESAMPLES = 2_000
+_BATCH = 200
+"""Resamples held in memory at once."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, whose ends are NaN where the values say nothing about their spread."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}" if math.isnan(self.low) else f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
@@ -29,11 +51,134 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     return mean - half_width, mean + half_width
 
 
-def interquartile_mean(values: np.ndarray) -> float:
+def interquartile_mean(values: np.ndarray, axis: int = -1) -> Any:
     """Return the mean of the middle half of the values (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264).
 
     Example:
-        >>> interquartile_mean(np.array([-1000.0, 1.0, 3.0, 1000.0]))
+        >>> float(interquartile_mean(np.array([-1000.0, 1.0, 3.0, 1000.0])))
         2.0
     """
-    return float(stats.trim_mean(values, 0.25))
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def worst_decile(values: np.ndarray, axis: int = -1) -> Any:
+    """Return the mean of the lowest tenth of the values, of one at least.
+
+    Example:
+        >>> float(worst_decile(np.arange(20.0)))
+        0.5
+    """
+    count = max(1, math.ceil(values.shape[axis] / 10))
+    lowest = np.take(np.partition(values, count - 1, axis=axis), range(count), axis=axis)
+    return np.mean(lowest, axis=axis)
+
+
+STATISTICS: dict[str, Callable[..., Any]] = {
+    "mean": np.mean,
+    "median": np.median,
+    "interquartile_mean": interquartile_mean,
+    "worst_decile": worst_decile,
+}
+
+
+def estimate(name: str, values: np.ndarray, random: np.random.Generator) -> Estimate:
+    """Estimate one of `STATISTICS` of what independent values are drawn from.
+
+    From `FEW` values on the interval is a bootstrap's. Below that it is Student's t for the mean and Tukey and McLaughlin's
+    (1963), a t interval from winsorised values, for the interquartile mean; the two others have nothing better there, and
+    intervals that are too narrow.
+
+    Args:
+        name: The statistic.
+        values: Shape (n,), at least one.
+        random: Draws the bootstrap's samples.
+    """
+    statistic, few = STATISTICS[name], len(values) < FEW
+    if len(values) < 2:
+        return Estimate(float(statistic(values)), math.nan, math.nan)
+    if few and name == "mean":
+        return Estimate(float(statistic(values)), *mean_interval(values))
+    if few and name == "interquartile_mean":
+        low, high = stats.mstats.trimmed_mean_ci(values, limits=(0.25, 0.25), alpha=0.05)
+        return Estimate(float(statistic(values)), float(low), float(high))
+    return bootstrap(statistic, [values], random)
+
+
+def bootstrap(
+    statistic: Callable[..., Any], samples: Sequence[np.ndarray], random: np.random.Generator, *, paired: bool = False
+) -> Estimate:
+    """Estimate a statistic of several samples by resampling each on its own (a stratified bootstrap), or all alike.
+
+    The interval is bias-corrected and accelerated (Efron 1987).
+
+    Args:
+        statistic: Takes the samples, and `axis`.
+        samples: Each of shape (n,), at least two values.
+        random: Draws the resamples.
+        paired: Whether the samples are of one length and value i of each belongs together, as of one start state.
+    """
+    value = float(statistic(*samples, axis=-1))
+    if all(np.ptp(sample) == 0 for sample in samples):
+        return Estimate(value, value, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a distribution that is one point; seen to below
+        found = stats.bootstrap(
+            samples,
+            statistic,
+            n_resamples=RESAMPLES,
+            batch=_BATCH,
+            vectorized=True,
+            paired=paired,
+            method="BCa",
+            random_state=random,
+        )
+    low, high = found.confidence_interval
+    if not (math.isfinite(low) and math.isfinite(high)):
+        low, high = np.nanquantile(found.bootstrap_distribution, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+def difference(one: np.ndarray, other: np.ndarray, random: np.random.Generator, *, paired: bool) -> Estimate:
+    """Estimate by how much the mean of one is above that of the other; if not paired and few, by Welch's t."""
+    if paired:
+        return estimate("mean", one - other, random)
+    value = float(one.mean() - other.mean())
+    if min(len(one), len(other)) < 2:
+        return Estimate(value, math.nan, math.nan)
+    if min(len(one), len(other)) < FEW and max(np.ptp(one), np.ptp(other)) > 0:
+        interval = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+        return Estimate(value, float(interval.low), float(interval.high))
+    return bootstrap(lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis), [one, other], random)
+
+
+def probability_of_improvement(one: np.ndarray, other: np.ndarray, random: np.random.Generator, *, paired: bool) -> Estimate:
+    """Estimate how likely one is above the other, ties counted half.
+
+    Paired, on the same start state; else of any run of the one and any of the other, as Agarwal et al. (2021) have it.
+    """
+    if paired:
+        wins = np.where(one == other, 0.5, (one > other).astype(float))
+        return estimate("mean", wins, random) if len(wins) >= FEW else Estimate(float(wins.mean()), math.nan, math.nan)
+    if min(len(one), len(other)) < 2:
+        return Estimate(float(_wins(one, other)), math.nan, math.nan)
+    return bootstrap(_wins, [one, other], random)
+
+
+def _wins(one: np.ndarray, other: np.ndarray, axis: int = -1) -> Any:
+    pairs = np.expand_dims(one, -1) - np.expand_dims(other, -2)
+    return np.mean(0.5 * (1.0 + np.sign(pairs)), axis=(-2, -1))
+
+
+def share_of_advantage(
+    policy: np.ndarray, reference: np.ndarray, baseline: np.ndarray, random: np.random.Generator, *, paired: bool
+) -> Estimate:
+    """Estimate which share of the reference's advantage over the baseline a policy keeps: 1 all of it, 0 none."""
+
+    def share(p: np.ndarray, r: np.ndarray, b: np.ndarray, axis: int = -1) -> Any:
+        low = np.mean(b, axis=axis)
+        return (np.mean(p, axis=axis) - low) / (np.mean(r, axis=axis) - low)
+
+    samples = [policy, reference, baseline]
+    if min(map(len, samples)) < 2:
+        return Estimate(float(share(policy, reference, baseline)), math.nan, math.nan)
+    return bootstrap(share, samples, random, paired=paired)

@@ -78,7 +78,7 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
         if checkpoint is None or files.complete(checkpoint):
             return agent
     fast_path = cli.notice_path(agent.reason_against_fast_path)
-    settings = asdict(config) | {"demonstrations": dataset.fingerprint}
+    settings = asdict(config) | {"demonstrations": dataset.fingerprint, "env_id": dataset.metadata.get("env_id")}
     sink = open_sink(config.tracking, settings, f"{dataset.metadata.get('env_id')}_{config.bc.epochs}")
     bar = tqdm(total=config.bc.epochs, initial=agent.epochs, unit="epoch", leave=False, disable=None)
     with fitting_threads(config.hidden_dims):
@@ -145,7 +145,7 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:
     if payload.get("kind") != "bc":
         raise ResumeError(f"{path} holds a {payload.get('kind')} agent, not a student that train can go on with")
     try:
-        settings = {name: value for name, value in payload["run"]["settings"].items() if name != "demonstrations"}
+        settings = {name: x for name, x in payload["run"]["settings"].items() if name not in ("demonstrations", "env_id")}
         parts = {"bc": BCConfig(**settings["bc"]), "tracking": WandbConfig(**settings["tracking"])}
         config = TrainConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
         require_types(config)

@@ -22,7 +22,7 @@ REPLAYED_STEPS = 20_000
 """An episode's actions are kept for a replay up to so many; a longer one is begun anew when a run is resumed."""
 
 
-def make_env(env_id: str | EnvSpec) -> gym.Env[Any, Any]:
+def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Make a Gymnasium environment, from its id or from what another one was made from.
 
     Raises:
@@ -31,9 +31,10 @@ def make_env(env_id: str | EnvSpec) -> gym.Env[Any, Any]:
         EnvironmentFaultError: Its constructor failed.
     """
     registration, env_id = env_id, env_id if isinstance(env_id, str) else env_id.id
+    settings: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # an environment may know of none
     with warnings.catch_warnings(record=True) as caught:
         try:
-            env = gym.make(registration, disable_env_checker=True)
+            env = gym.make(registration, disable_env_checker=True, **settings)
         except (gym.error.DependencyNotInstalled, ImportError) as error:
             missing = getattr(error, "name", None)
             remedy = "" if "pip install" in str(error) else f" (pip install {missing or 'what it names'})"
@@ -87,6 +88,8 @@ class Player:
         """The present observation, as the environment gave it."""
         self.row: np.ndarray = np.zeros(0)
         """The present observation as a row."""
+        self.info: Any = {}
+        """What the environment told beside the last step."""
         self._action: Any = None
         self._actions: list[Any] = []
         self._generator_at_reset: dict[str, Any] | None = None
@@ -122,7 +125,7 @@ class Player:
         if self.steps <= REPLAYED_STEPS:
             self._actions.append(self._action)
         try:
-            self.obs, reward, terminated, truncated, _ = self.env.step(action)
+            self.obs, reward, terminated, truncated, self.info = self.env.step(action)
             reward = reward if isinstance(reward, float) else _number(reward)
             self.row = self.codec.row(self.obs)
             ended = _flag(terminated), _flag(truncated)

@@ -13,14 +13,26 @@ import importlib.metadata
 
 from il_based_rl.files.arrays import read_arrays, write_arrays
 from il_based_rl.files.checkpoints import STORED_DTYPES, read_checkpoint, write_checkpoint
-from il_based_rl.files.rows import RowFile, read_rows, rewrite_rows
-from il_based_rl.files.writing import atomic_file, exclusive, move_aside, remove_file, require_writable, sweep
+from il_based_rl.files.rows import RowFile, read_rows, rewrite_rows, write_json
+from il_based_rl.files.writing import (
+    atomic_file,
+    atomic_path,
+    exclusive,
+    is_held,
+    move_aside,
+    remove_file,
+    require_writable,
+    sweep,
+    write_text,
+)
 
 __all__ = [
     "STORED_DTYPES",
     "RowFile",
     "atomic_file",
+    "atomic_path",
     "exclusive",
+    "is_held",
     "move_aside",
     "package_versions",
     "read_arrays",
@@ -32,6 +44,8 @@ __all__ = [
     "sweep",
     "write_arrays",
     "write_checkpoint",
+    "write_json",
+    "write_text",
 ]
 
 

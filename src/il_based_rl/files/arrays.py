@@ -25,7 +25,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: M
     """Write arrays and plain metadata as one `.npz` file.
 
     Raises:
-        FileWriteError: See `atomic_file`.
+        FileWriteError: See `atomic_path`.
     """
     text = json.dumps({"format": _FORMAT, "format_version": _VERSION, "metadata": dict(metadata)})
     with atomic_file(path) as handle:

@@ -34,7 +34,7 @@ def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     """Write tensors and plain values as one `.pt` file.
 
     Raises:
-        FileWriteError: See `atomic_file`.
+        FileWriteError: See `atomic_path`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Rows of metrics: a text file to which lines are added, one whole line or none."""
+"""Plain values as text: rows of metrics, of which a line is added whole or not at all, and `.json` files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from il_based_rl.errors import FileFormatError
-from il_based_rl.files.writing import atomic_file, unwritable
+from il_based_rl.files.writing import atomic_file, unwritable, write_text
 
 
 class RowFile:
@@ -32,8 +32,7 @@ class RowFile:
         Raises:
             FileWriteError: The row could not be written; the file is as it was.
         """
-        finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
-        line = (json.dumps(finite) + "\n").encode()
+        line = (json.dumps(_finite(dict(row))) + "\n").encode()
         end = self._handle.seek(0, os.SEEK_END)
         try:
             if self._handle.write(line) != len(line):
@@ -65,6 +64,23 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
             if isinstance(row := json.loads(line), dict):
                 rows.append(row)
     return rows
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write plain values as a `.json` file; NaN and infinity, which JSON lacks, become null.
+
+    Raises:
+        FileWriteError: See `atomic_path`.
+    """
+    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rewrite_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:

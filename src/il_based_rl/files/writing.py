@@ -22,8 +22,8 @@ except ImportError:  # Windows
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of `path` when the block ends well, and vanishes when it does not.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield the path of a file that takes the place of `path` when the block ends well, and vanishes when it does not.
 
     Raises:
         FileWriteError: The place cannot be written, or the disk is full; `path` is as it was.
@@ -33,9 +33,8 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     try:
         _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as handle:
-            yield handle
-            handle.flush()
+        yield temporary
+        with open(temporary, "r+b") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
@@ -46,6 +45,23 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open the file of `atomic_path`."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        yield handle
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as a file.
+
+    Raises:
+        FileWriteError: See `atomic_path`.
+    """
+    with atomic_file(path) as handle:
+        handle.write(text.encode())
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is durable without
         descriptor = os.open(folder, os.O_RDONLY)
@@ -53,6 +69,18 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a file by `exclusive`."""
+    if fcntl is None or not path.exists():
+        return False
+    try:
+        with open(path, "rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -1,0 +1,182 @@
+"""Which policy is better, by how much, and how sure that is. The command and the function."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from il_based_rl import cli
+from il_based_rl.config import CompareConfig
+from il_based_rl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from il_based_rl.comparison import Comparison, Contender
+    from il_based_rl.rollout import Episode, EpisodePlayers
+
+# What is heavy (torch, Gymnasium, scipy) is imported inside the functions, so that --help need not wait for it.
+
+_KEPT_EPISODES = 20
+"""So many episodes of each policy are kept whole, for a closer look."""
+_LATENCY_CALLS = 1_000
+
+
+def compare_policies(
+    policies: Mapping[str, Any],
+    env_id: str,
+    num_episodes: int = 100,
+    seed: int = 0,
+    *,
+    start_seeds: Sequence[int] | None = None,
+    deterministic: bool = True,
+    success_threshold: float | None = None,
+) -> Comparison:
+    """Let policies play from the same start states, and compare them.
+
+    The first policy is the one that the others are measured against. A random policy is added where there is none.
+
+    Args:
+        policies: By name, an agent of this package, a path of a checkpoint, anything with `predict(obs) -> action`, a plain
+            callable, or `RANDOM`; or a list of these, one of each training run of the same method.
+        env_id: Gymnasium environment ID.
+        num_episodes: Start states, at least 2.
+        seed: Picks them; the same ones as `evaluate_policy` has for this seed.
+        start_seeds: Reset seeds to play instead.
+        deterministic: Whether to take the most likely actions.
+        success_threshold: Return from which an episode counts as a success; None asks the environment.
+
+    Raises:
+        ConfigError: There is no policy, or fewer than two start states.
+        FileMissingError, FileFormatError: A path is not that of a checkpoint.
+        SpaceMismatchError: A policy was made for other spaces.
+        EnvironmentFaultError: The environment or a policy failed.
+        See `envs.make_env`.
+
+    Example:
+        comparison = compare_policies({"expert": expert, "student": student}, "Pendulum-v1")
+        print(comparison.markdown())
+    """
+    from il_based_rl.comparison import RANDOM, compared
+    from il_based_rl.rollout import EpisodePlayers
+    from il_based_rl.seeding import generator
+    from il_based_rl.seeding import start_seeds as seeds_for
+
+    seeds = list(seeds_for(seed, "evaluation", max(num_episodes, 0)) if start_seeds is None else start_seeds)
+    if not policies or len(seeds) < 2:
+        raise ConfigError(f"a comparison needs a policy and two start states, got {len(policies)} and {len(seeds)}")
+    listed = {name: list(given) if isinstance(given, list | tuple) else [given] for name, given in policies.items()}
+    listed.setdefault(RANDOM, [RANDOM])
+    loaded = {name: [_loaded(each) for each in given] for name, given in listed.items()}
+    contenders = []
+    with EpisodePlayers(env_id, len(seeds)) as players:
+        for name, agents in loaded.items():
+            paths = [Path(each) for each in listed[name] if _is_path(each)]
+            contenders.append(_played(name, agents, paths, players, seeds, seed, deterministic))
+    return compared(contenders, env_id, seeds, generator(seed, "comparison"), success_threshold)
+
+
+def _loaded(given: Any) -> Any:
+    from il_based_rl.checkpoint import load_agent
+
+    return load_agent(given) if _is_path(given) else given
+
+
+def _is_path(given: Any) -> bool:
+    from il_based_rl.comparison import RANDOM
+
+    return isinstance(given, str | Path) and given != RANDOM
+
+
+def _played(
+    name: str,
+    agents: Sequence[Any],
+    paths: Sequence[Path],
+    players: EpisodePlayers,
+    seeds: Sequence[int],
+    seed: int,
+    deterministic: bool,
+) -> Contender:
+    """Let one policy play."""
+    from il_based_rl.comparison import Contender
+    from il_based_rl.evaluate import play_evaluation
+
+    episodes: list[Episode] = []
+    results, acting = [], []
+    for k, agent in enumerate(agents):
+        if isinstance(agent, str):
+            players.action_space.seed(seed)
+        acting.append((lambda obs: players.action_space.sample()) if isinstance(agent, str) else agent)
+
+        def watch(episode: Episode, first: bool = k == 0) -> None:
+            if first and episode.index < _KEPT_EPISODES:
+                episodes.append(episode)
+
+        results.append(play_evaluation(acting[-1], players, seeds, seed=seed, deterministic=deterministic, watch=watch))
+    episodes.sort(key=lambda episode: episode.index)
+    latency = None if isinstance(agents[0], str) else _latency(acting[0], episodes[0].rows)
+    return Contender(name, agents, results, episodes, paths, latency)
+
+
+def _latency(agent: Any, rows: np.ndarray) -> np.ndarray | None:
+    """Time single answers, as a controller would ask for them."""
+    import numpy as np
+
+    ask, taken = getattr(agent, "predict", agent), []
+    try:
+        for k in range(_LATENCY_CALLS):
+            started = time.perf_counter()
+            ask(rows[k % len(rows)])
+            taken.append(time.perf_counter() - started)
+    except Exception:  # another author's agent may want an observation as its environment gives it
+        return None
+    return np.array(taken)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `il-rl compare`."""
+    description = "Let saved policies play from the same start states, and say which is better, and how sure that is."
+    cli.run(lambda: compare(cli.parse(CompareConfig(), argv, prog="il-rl compare", description=description)))
+
+
+def compare(config: CompareConfig) -> Comparison:
+    """Load policies, compare them, print the table, and write it as Markdown and as JSON."""
+    from il_based_rl.experiment.hardware import fitting_threads
+    from il_based_rl.files import require_writable, write_json, write_text
+
+    save_path = Path(config.save_path)
+    page = save_path.with_suffix(".md")
+    for path in (save_path, page):
+        require_writable(path)
+    policies = _named(config.policies)
+    agents = {name: [_loaded(each) for each in given] for name, given in policies.items()}
+    widths = [width for given in agents.values() for agent in given for width in getattr(agent, "hidden_dims", ())]
+    with fitting_threads(widths):
+        comparison = compare_policies(
+            policies,
+            config.env_id,
+            config.num_episodes,
+            config.seed,
+            deterministic=config.deterministic,
+            success_threshold=config.success_threshold,
+        )
+    cli.say(comparison.markdown())
+    write_json(save_path, comparison.numbers)
+    write_text(page, comparison.markdown())
+    cli.say(f"Comparison saved to {save_path} and {page}")
+    return comparison
+
+
+def _named(given: Sequence[str]) -> dict[str, list[str]]:
+    """Read `NAME=PATH` or `PATH`; several of one name are training runs of one policy."""
+    named: dict[str, list[str]] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        named.setdefault(name if equals else Path(text).stem, []).append(path if equals else text)
+    return named
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The runs under a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from il_based_rl.errors import FileFormatError, FileMissingError
+from il_based_rl.files import is_held, read_checkpoint, read_rows
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """One run, as it lies on disk."""
+
+    save_path: Path
+    folder: Path
+    payload: dict[str, Any]
+    """Of the last policy; empty where it cannot be read."""
+    rows: list[dict[str, Any]]
+    """Of metrics."""
+
+    @property
+    def kind(self) -> str:
+        """`ppo` of an expert, `bc` of a student, or `-`."""
+        return str(self.payload.get("kind", "-"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was started with."""
+        settings = self._run.get("settings")
+        return settings if isinstance(settings, dict) else {}
+
+    @property
+    def _run(self) -> dict[str, Any]:
+        run = self.payload.get("run")
+        return run if isinstance(run, dict) else {}
+
+    @property
+    def env_id(self) -> str:
+        """Environment that it learned in, or whose demonstrations it learned from."""
+        return str(self.settings.get("env_id", "-"))
+
+    @property
+    def step(self) -> int:
+        """Environment steps, or epochs, that it has had."""
+        training = self.payload.get("training")
+        found = training.get("env_steps", training.get("epochs")) if isinstance(training, dict) else None
+        return found if isinstance(found, int) else 0
+
+    @property
+    def total(self) -> int | None:
+        """Environment steps, or epochs, that it is to have."""
+        cloning = self.settings.get("bc")
+        total = cloning.get("epochs") if isinstance(cloning, dict) else self.settings.get("total_timesteps")
+        return total if isinstance(total, int) else None
+
+    @property
+    def state(self) -> str:
+        """`running`, `finished`, `interrupted`, or `damaged`."""
+        if is_held(self.folder / ".lock"):
+            return "running"
+        if not self.payload:
+            return "damaged"
+        return "finished" if self.total is not None and self.step >= self.total else "interrupted"
+
+    @property
+    def resumes(self) -> list[Any]:
+        """At which steps it was gone on with, and how exactly."""
+        resumes = self._run.get("resumes")
+        return resumes if isinstance(resumes, list) else []
+
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """Return the steps and the values of one metric."""
+        pairs = [(row.get("step"), row.get(name)) for row in self.rows]
+        told = [(float(step), float(x)) for step, x in pairs if isinstance(step, int) and isinstance(x, int | float)]
+        return [step for step, _ in told], [x for _, x in told]
+
+
+def find_runs(folder: Path) -> Iterator[FoundRun]:
+    """Yield the runs in a folder and in those below it, in the order of their names."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # no virtual environment, no repository
+        if METRICS in files:
+            yield read_run(Path(place))
+
+
+def read_run(folder: Path) -> FoundRun:
+    """Read the run whose folder this is; what cannot be read of it is left out."""
+    save_path = _save_path(folder)
+    payload: dict[str, Any] = {}
+    with contextlib.suppress(FileMissingError, FileFormatError):
+        payload = read_checkpoint(save_path)
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(FileFormatError):
+        rows = read_rows(folder / METRICS)
+    return FoundRun(save_path, folder, payload, rows)
+
+
+def _save_path(folder: Path) -> Path:
+    """Return the save path that a run's folder belongs to, see `experiment.run.RunFiles`."""
+    if folder.name.endswith(".run"):
+        return folder.with_name(folder.name.removesuffix(".run"))
+    beside = [path for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.*")) if path.is_file()]
+    return next((path for path in beside if ".bak" not in path.suffix), folder.with_name(f"{folder.name}.pt"))

@@ -1,0 +1,158 @@
+"""A policy at work, filmed. The command and the function."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from il_based_rl import cli
+from il_based_rl.config import VideoConfig
+from il_based_rl.errors import MissingExtraError, RenderError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
+
+_FRAMES_PER_SECOND = 30
+"""Where the environment does not say."""
+_TRIAL = "from mujoco.egl import GLContext; GLContext(64, 64).make_current()"
+
+
+def film(
+    agent: Any, env_id: str, start_seed: int, *, max_frames: int = 2_000, deterministic: bool = True
+) -> tuple[list[np.ndarray], int]:
+    """Play one episode and film it, without a display if there is none.
+
+    Returns:
+        Frames, each of shape (height, width, 3), uint8, and how many of them make a second.
+
+    Raises:
+        RenderError: The environment cannot be drawn here; the message says what to do.
+        See `evaluate.evaluate_policy`.
+    """
+    from il_based_rl.envs import Player, make_env
+    from il_based_rl.interop import actor_from
+    from il_based_rl.seeding import generator
+
+    _do_without_display()
+    with contextlib.closing(Player(make_env(env_id, render_mode="rgb_array"))) as player:
+        env = player.env
+        random = generator(start_seed, "evaluation", 1)
+        actor = actor_from(agent, env.observation_space, env.action_space, deterministic=deterministic, random=random)
+        player.reset(start_seed)
+        frames, ended = [_frame(env)], False
+        while not ended and len(frames) < max_frames:
+            _, terminated, truncated = player.step(actor([player])[0])
+            ended = terminated or truncated
+            frames.append(_frame(env))
+        return frames, int(env.metadata.get("render_fps") or _FRAMES_PER_SECOND)
+
+
+def _do_without_display() -> None:
+    """Where there is no display, choose what pygame and MuJoCo draw with instead, unless the user has."""
+    if sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        return
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if "MUJOCO_GL" not in os.environ and importlib.util.find_spec("mujoco") is not None:
+        # Tried in another process, as one that has tried EGL in vain cannot go back. OSMesa draws without a graphics card.
+        trial = [sys.executable, "-c", _TRIAL]
+        works = subprocess.run(trial, capture_output=True, env={**os.environ, "MUJOCO_GL": "egl"}).returncode == 0
+        os.environ["MUJOCO_GL"] = "egl" if works else "osmesa"
+
+
+def _frame(env: Any) -> np.ndarray:
+    import numpy as np
+
+    try:
+        frame = np.asarray(env.render())
+    except Exception as error:  # whatever draws may fail in any way
+        raise RenderError(f"{_name(env)} cannot be drawn here: {type(error).__name__}: {error}; see il-rl doctor") from error
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise RenderError(f"{_name(env)} draws {frame.dtype} of shape {frame.shape}; expected uint8 (height, width, 3)")
+    return frame
+
+
+def _name(env: Any) -> str:
+    return "the environment" if env.spec is None else str(env.spec.id)
+
+
+def write_video(path: str | Path, frames: Sequence[np.ndarray], frames_per_second: int) -> None:
+    """Write frames as an MP4 file (H.264).
+
+    Args:
+        path: The file; its folder is made.
+        frames: Each of shape (height, width, 3), uint8, all alike.
+        frames_per_second: Its speed.
+
+    Raises:
+        MissingExtraError: The package imageio-ffmpeg is not installed.
+        FileWriteError: The file cannot be written.
+        RenderError: The encoder failed.
+    """
+    from il_based_rl.files import atomic_path
+
+    encoder = require_encoder()
+    height, width = frames[0].shape[:2]
+    with atomic_path(path) as temporary:
+        try:
+            # Sizes are made even below, which is all that the codec asks for; its default of 16 would stretch the picture.
+            writer = encoder.write_frames(
+                str(temporary),
+                (width - width % 2, height - height % 2),
+                fps=frames_per_second,
+                macro_block_size=2,
+                output_params=["-movflags", "+faststart", "-f", "mp4"],
+                ffmpeg_log_level="error",
+            )
+            writer.send(None)
+            for frame in frames:
+                writer.send(frame[: height - height % 2, : width - width % 2].copy(order="C"))
+            writer.close()
+        except OSError as error:
+            raise RenderError(f"the video {path} cannot be encoded: {error}") from error
+
+
+def require_encoder() -> Any:
+    """Import imageio-ffmpeg, or raise MissingExtraError."""
+    try:
+        return importlib.import_module("imageio_ffmpeg")
+    except ImportError as error:
+        raise MissingExtraError('videos need the package imageio-ffmpeg: pip install "il_based_rl[video]"') from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `il-rl video`."""
+    description = "Film episodes of a saved policy."
+    cli.run(lambda: video(cli.parse(VideoConfig(), argv, prog="il-rl video", description=description)))
+
+
+def video(config: VideoConfig) -> None:
+    """Load a policy, film it, and write the file."""
+    from il_based_rl.checkpoint import load_agent
+    from il_based_rl.experiment.hardware import fitting_threads
+    from il_based_rl.files import require_writable
+    from il_based_rl.seeding import start_seeds
+
+    require_encoder()
+    require_writable(config.save_path)
+    agent, frames, speed = load_agent(config.checkpoint), list[Any](), _FRAMES_PER_SECOND
+    with fitting_threads(agent.hidden_dims):
+        for seed in start_seeds(config.seed, "evaluation", config.num_episodes):
+            left = config.max_frames - len(frames)
+            if left > 0:
+                filmed, speed = film(agent, config.env_id, seed, max_frames=left, deterministic=config.deterministic)
+                frames += filmed
+    write_video(config.save_path, frames, speed)
+    cli.say(f"{len(frames)} frames, {len(frames) / speed:.1f} s, saved to {config.save_path}")
+
+
+if __name__ == "__main__":
+    main()

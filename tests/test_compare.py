@@ -1,0 +1,216 @@
+"""Comparisons: the same start states for all, numbers that agree with themselves, and words that agree with the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from il_based_rl import compare
+from il_based_rl.collect import collect_demos
+from il_based_rl.compare import compare_policies
+from il_based_rl.errors import ConfigError, FileMissingError, SpaceMismatchError
+from il_based_rl.evaluate import evaluate_policy
+from il_based_rl.ppo_agent import PPOAgent
+
+
+class Goals(gym.Env):
+    """Start states are worth between 0 and 100; an action adds its own value; says whether more than 50 was reached."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-10.0, 10.0, (1,), np.float32)
+
+    def __init__(self, says=True):
+        self._says = says
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._worth, self._steps = float(self.np_random.uniform(0, 100)), 0
+        return np.array([self._worth, 0.0], np.float32), {}
+
+    def step(self, action):
+        self._steps += 1
+        reward = self._worth / 4 + float(action[0]) / 4
+        done = self._steps == 4
+        info = {"is_success": self._worth > 50} if done and self._says else {}
+        return np.array([self._worth, self._steps], np.float32), reward, done, False, info
+
+
+@pytest.fixture(autouse=True)
+def _environments(monkeypatch):
+    for name, says in (("goals/Goals-v0", True), ("goals/Silent-v0", False)):
+        monkeypatch.setitem(gym.registry, name, gym.envs.registration.EnvSpec(name, Goals, kwargs={"says": says}))
+
+
+def always(value):
+    return lambda obs: np.array([value], np.float32)
+
+
+def agent(seed=0):
+    env = gym.make("goals/Goals-v0")
+    return PPOAgent.for_spaces(env.observation_space, env.action_space, hidden_dims=(8,), seed=seed)
+
+
+def of(numbers, name):
+    return next(policy for policy in numbers["policies"] if policy["name"] == name)
+
+
+def test_all_play_from_the_start_states_that_evaluate_has_for_this_seed():
+    comparison = compare_policies({"five": always(5.0), "four": always(4.0)}, "goals/Goals-v0", 30, seed=7)
+    alone = evaluate_policy(always(5.0), "goals/Goals-v0", 30, seed=7)
+    assert comparison.numbers["start_seeds"] == alone.start_seeds.tolist()
+    assert of(comparison.numbers, "five")["returns"] == [alone.returns.tolist()]
+    np.testing.assert_allclose(comparison.contenders[0].values - comparison.contenders[1].values, 1.0, atol=1e-5)
+
+
+def test_a_small_difference_is_found_though_start_states_differ_far_more():
+    numbers = compare_policies({"expert": always(5.0), "student": always(4.0)}, "goals/Goals-v0", 50).numbers
+    pair = numbers["pairs"][0]
+    assert (pair["policy"], pair["against"], pair["paired"]) == ("student", "expert", True)
+    assert pair["difference"]["value"] == pytest.approx(-1.0, abs=1e-5)
+    assert pair["difference"]["high"] < -0.99
+    assert pair["probability_of_improvement"]["value"] == 0.0
+    assert of(numbers, "student")["mean"]["high"] > of(numbers, "expert")["mean"]["low"] + 1.0  # apart they tell nothing
+    share = numbers["shares_of_advantage"]["student"]
+    assert share["value"] == pytest.approx(0.8, abs=0.1)  # of 5 over a random policy's 0, one is lost
+    sentence = numbers["sentences"][0]
+    assert sentence.startswith(f"The student keeps {100 * share['value']:.1f} %")
+    assert "worse than the expert, by 1.0" in sentence
+
+
+def test_policies_that_do_the_same_do_not_differ():
+    numbers = compare_policies({"one": always(3.0), "other": always(3.0)}, "goals/Goals-v0", 40).numbers
+    assert numbers["pairs"][0]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert numbers["pairs"][0]["probability_of_improvement"]["value"] == 0.5
+    assert "does not clearly differ from the one" in numbers["sentences"][0]
+    assert "keeps 100.0 % [100.0, 100.0]" in numbers["sentences"][0]
+
+
+def test_no_share_is_claimed_of_an_advantage_that_is_none():
+    numbers = compare_policies({"expert": always(-5.0), "student": always(-6.0)}, "goals/Goals-v0", 40).numbers
+    assert numbers["shares_of_advantage"] == {}
+    assert numbers["sentences"][0].startswith("The student policy is worse than the expert")
+    assert numbers["sentences"][1].startswith("The random policy is better than the expert")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "threshold", "rate"), [("Goals", None, "own"), ("Goals", 80.0, 80.0), ("Silent", None, None)]
+)
+def test_success_is_the_environments_word_or_a_threshold(env_id, threshold, rate):
+    comparison = compare_policies({"zero": always(0.0)}, f"goals/{env_id}-v0", 50, success_threshold=threshold)
+    found = of(comparison.numbers, "zero")["success_rate"]
+    if rate is None:
+        assert found is None
+        assert "success" not in comparison.markdown()
+    else:
+        returns = comparison.contenders[0].values
+        assert found["value"] == np.mean(returns > 50 if rate == "own" else returns >= rate)
+        assert found["low"] < found["value"] < found["high"]
+
+
+def test_several_training_runs_are_judged_by_the_means_of_each():
+    runs = [always(x) for x in (4.0, 5.0, 6.0)]
+    numbers = compare_policies({"expert": always(9.0), "student": runs}, "goals/Goals-v0", 40).numbers
+    student = of(numbers, "student")
+    assert student["runs"] == 3
+    means = np.mean(student["returns"], axis=1)
+    # t(0.975, 2) = 4.302653
+    half = 4.302653 * means.std(ddof=1) / 3**0.5
+    assert student["mean"]["high"] - student["mean"]["value"] == pytest.approx(half, rel=1e-5)
+    assert numbers["pairs"][0]["paired"] is False
+    assert any("student (3)" in warning for warning in numbers["warnings"])
+
+
+def test_a_callable_an_agent_and_a_checkpoint_are_all_policies(tmp_path):
+    ours = agent()
+    ours.save(tmp_path / "a.pt")
+    comparison = compare_policies({"agent": ours, "file": tmp_path / "a.pt", "callable": always(0.0)}, "goals/Goals-v0", 10)
+    first, second, third, random = comparison.numbers["policies"]
+    assert first["returns"] == second["returns"]
+    assert first["parameters"] == second["parameters"] == 2 * 8 + 8 + 8 + 1
+    assert second["file_bytes"] == (tmp_path / "a.pt").stat().st_size
+    assert first["file_bytes"] is third["file_bytes"] is third["parameters"] is None
+    assert 0 < first["latency_us"]["p50"] <= first["latency_us"]["p99"]
+    assert (random["name"], random["latency_us"]) == ("random", None)
+
+
+def test_a_policy_named_random_is_taken_as_it_is():
+    names = [each.name for each in compare_policies({"random": always(0.0)}, "goals/Goals-v0", 5).contenders]
+    assert names == ["random"]
+
+
+def test_the_same_seed_gives_the_same_numbers(global_generators_untouched):
+    def numbers():
+        found = compare_policies({"agent": agent(), "five": always(5.0)}, "goals/Goals-v0", 40, seed=3).numbers
+        return [{name: x for name, x in policy.items() if name != "latency_us"} for policy in found["policies"]], found["pairs"]
+
+    assert numbers() == numbers()
+
+
+def test_what_cannot_be_compared_is_named():
+    with pytest.raises(ConfigError, match="two start states"):
+        compare_policies({"five": always(5.0)}, "goals/Goals-v0", 1)
+    with pytest.raises(ConfigError, match="a policy"):
+        compare_policies({}, "goals/Goals-v0")
+    with pytest.raises(SpaceMismatchError):
+        compare_policies({"agent": agent()}, "CartPole-v1", 2)
+    with pytest.raises(FileMissingError):
+        compare_policies({"agent": "nowhere.pt"}, "goals/Goals-v0", 2)
+
+
+# ---- the command ----
+
+
+def test_the_command_writes_the_numbers_as_json_and_as_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    agent(0).save("expert.pt")
+    agent(1).save("b.pt")
+    agent(2).save("c.pt")
+    flags = "--policies expert.pt student=b.pt student=c.pt --env-id goals/Goals-v0 --num-episodes 12 --save-path out/it.json"
+    compare.main(flags.split())
+    numbers = json.loads(Path("out/it.json").read_text())
+    assert [(each["name"], each["runs"]) for each in numbers["policies"]] == [("expert", 1), ("student", 2), ("random", 1)]
+    page = Path("out/it.md").read_text()
+    assert page in capsys.readouterr().out
+    for policy in numbers["policies"]:
+        assert f"{policy['mean']['value']:.1f}" in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--policies nowhere.pt", "nowhere.pt"),
+        ("--policies a.pt --env-id Nowhere-v9", "Nowhere-v9"),
+        ("--policies a.pt --env-id CartPole-v1", "do not fit"),
+        ("--num-episodes 1", "--num-episodes"),
+        ("--policies a.pt --save-path .", "--save-path"),
+        ("--policies a.pt --save-path a.pt/x.json", "a.pt/x.json"),
+        ("--policies a.pt --success-threshold nan", "--success-threshold"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_file(flags, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    agent().save("a.pt")
+    with pytest.raises(SystemExit) as leaving:
+        compare.main(["--num-episodes", "2", *flags.split()])
+    assert leaving.value.code == 2
+    message = capsys.readouterr().err
+    assert says in message
+    assert "Traceback" not in message
+    assert [path.name for path in Path().iterdir()] == ["a.pt"]
+
+
+def test_a_table_keeps_its_form_whatever_a_policy_is_called():
+    comparison = compare_policies({"a|b": always(0.0)}, "goals/Goals-v0", 5)
+    rows = [line for line in comparison.markdown().splitlines() if line.startswith("|")]
+    assert "a\\|b" in rows[2]
+    assert not math.isnan(comparison.numbers["pairs"][0]["difference"]["value"])
+
+
+def test_episodes_tell_of_success_in_a_collection_too():
+    dataset = collect_demos("goals/Goals-v0", always(0.0), 3, seed=0)
+    assert dataset.num_episodes == 3
