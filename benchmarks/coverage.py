@@ -6,6 +6,7 @@ of 95 % must hold the true value in 95 of 100. Writes `docs/statistics.md`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from il_based_rl.statistics import FEW, STATISTICS, estimate
+from il_based_rl.statistics import FEW, FEW_FOR_DECILE, STATISTICS, estimate
 
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
 DRAWS = 1_000
@@ -38,10 +39,10 @@ def true_values(draw: Callable[[np.random.Generator, int], np.ndarray]) -> dict[
 def coverage(
     name: str, draw: Callable[[np.random.Generator, int], np.ndarray], size: int, truth: float, draws: int = DRAWS
 ) -> float:
-    """Return the share of samples whose interval holds the true value."""
+    """Return the share of samples whose interval holds the true value; NaN where none is given."""
     random = np.random.default_rng([size, *name.encode()])
     found = [estimate(name, draw(random, size), random) for _ in range(draws)]
-    return float(np.mean([each.low <= truth <= each.high for each in found]))
+    return math.nan if math.isnan(found[0].low) else float(np.mean([each.low <= truth <= each.high for each in found]))
 
 
 def page(rows: list[tuple[str, str, list[float]]]) -> str:
@@ -57,9 +58,10 @@ def page(rows: list[tuple[str, str, list[float]]]) -> str:
         f"From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all alike",
         "where they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values, as",
         "of training seeds, a bootstrap's are too narrow; Student's t takes its place for the mean, Tukey and McLaughlin's",
-        "interval from winsorised values for the interquartile mean, and Welch's for a difference that is not paired. For the",
-        "median and the worst decile (the mean of the lowest tenth) nothing takes its place: read those of few values as a",
-        "hint, and heed the warning under the table.",
+        "interval from winsorised values for the interquartile mean, and Welch's for a difference that is not paired. The",
+        f"worst decile, the mean of the lowest tenth, has no interval below {FEW_FOR_DECILE} values. Where some of a few",
+        "values are far from the rest, no method here holds what it claims, as the table shows; a warning says when they are",
+        "few.",
         "",
         "## Measured",
         "",
@@ -70,9 +72,9 @@ def page(rows: list[tuple[str, str, list[float]]]) -> str:
         f"| statistic | values are | {' | '.join(f'n = {size}' for size in SIZES)} |",
         f"|---|---|{'---|' * len(SIZES)}",
     ]
-    lines += [
-        f"| {name.replace('_', ' ')} | {kind} | {' | '.join(f'{100 * x:.1f}' for x in found)} |" for name, kind, found in rows
-    ]
+    for name, kind, found in rows:
+        shares = ["-" if math.isnan(share) else f"{100 * share:.1f}" for share in found]
+        lines.append(f"| {name.replace('_', ' ')} | {kind} | {' | '.join(shares)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -262,10 +262,11 @@ def first_difference(straight: Path, other: Path, name: str = "a") -> str | None
     Returns:
         What differs first, rows of metrics before checkpoints, or None.
     """
+    from il_based_rl.experiment.run import TIME_FIELDS
     from il_based_rl.files import read_checkpoint, read_rows
 
     one, two = (
-        [{key: x for key, x in row.items() if key != "wall_seconds"} for row in read_rows(folder / name / "metrics.jsonl")]
+        [{key: x for key, x in row.items() if key not in TIME_FIELDS} for row in read_rows(folder / name / "metrics.jsonl")]
         for folder in (straight, other)
     )
     if (found := _difference(one, two, "rows")) is not None:

@@ -30,7 +30,7 @@ import il_based_rl.evaluate
 from il_based_rl import collect, train, train_ppo
 from il_based_rl.agent import BCAgent
 from il_based_rl.dataset import DemoDataset
-from il_based_rl.experiment.run import Run, RunFiles
+from il_based_rl.experiment.run import TIME_FIELDS, Run, RunFiles
 from il_based_rl.files import read_arrays, read_checkpoint, read_rows, write_arrays
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is copied by os.fork")
@@ -287,7 +287,7 @@ def policy(path, known={}):  # noqa: B006 - it is to remember, as most copies ho
 
 
 def rows_of(path):
-    return [{name: value for name, value in row.items() if name != "wall_seconds"} for row in read_rows(path)]
+    return [{name: value for name, value in row.items() if name not in TIME_FIELDS} for row in read_rows(path)]
 
 
 def facts(folder):

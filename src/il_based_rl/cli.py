@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 from typing import TypeVar
 
 import tyro
@@ -17,6 +19,7 @@ from il_based_rl.errors import Terminated, UserError
 
 Settings = TypeVar("Settings")
 
+_LINE_SECONDS = 30.0
 LATEST = "latest"
 """What a bare `--resume` stands for."""
 
@@ -101,6 +104,44 @@ def say(text: str) -> None:
         sys.stdout.flush()
     except OSError:  # whoever read it has gone, or its disk is full; the work goes on
         _mute()
+
+
+class Progress:
+    """How far long work is: a bar on a terminal, elsewhere a line on standard error every half minute.
+
+    Args:
+        work: What is done.
+        total: How much of it there is.
+        unit: Of what.
+        initial: How much was done before.
+        quiet: Whether to show nothing.
+    """
+
+    def __init__(self, work: str, total: int, unit: str, *, initial: int = 0, quiet: bool = False) -> None:
+        self._work, self._total, self._unit, self._done, self._quiet = work, total, unit, initial, quiet
+        self._bar = tqdm(desc=work, total=total, initial=initial, unit=unit, leave=False, disable=quiet or None)
+        self._started, self._initial = time.monotonic(), initial
+        self._told = self._started
+
+    def update(self, amount: int = 1, **latest: float) -> None:
+        """Note that more is done, and what it has come to."""
+        self._done += amount
+        if latest and not self._bar.disable:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in latest.items()}, refresh=False)
+        self._bar.update(amount)
+        now = time.monotonic()
+        if self._bar.disable and not self._quiet and now - self._told > _LINE_SECONDS:
+            self._told = now
+            rate = (self._done - self._initial) / (now - self._started)
+            left = max(0, self._total - self._done) / max(rate, 1e-9)
+            told = "".join(f", {name} {value:.4g}" for name, value in latest.items())
+            notice(f"{self._work}: {self._done:,} of {self._total:,} {self._unit}s, {rate:,.1f}/s, {left:,.0f} s left{told}")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
 
 
 def _mute() -> None:

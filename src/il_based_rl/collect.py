@@ -28,6 +28,7 @@ def collect_demos(
     deterministic: bool = True,
     min_return: float | None = None,
     max_attempts: int | None = None,
+    quiet: bool = False,
 ) -> DemoDataset:
     """Let an expert play, and keep exactly `num_episodes` whole episodes.
 
@@ -44,6 +45,7 @@ def collect_demos(
         deterministic: Whether to take the most likely action.
         min_return: Keep only episodes whose undiscounted return is at least this.
         max_attempts: With `min_return`, episodes to play before giving up; None allows ten for each one wanted.
+        quiet: Whether to show no progress.
 
     Raises:
         ConfigError: A number is out of range.
@@ -55,8 +57,6 @@ def collect_demos(
     Example:
         dataset = collect_demos("Pendulum-v1", agent=PPOAgent.load("checkpoints/ppo_agent.pt"), num_episodes=50, seed=0)
     """
-    from tqdm import tqdm
-
     from il_based_rl.interop import actor_from
     from il_based_rl.rollout import Episode, EpisodePlayers
     from il_based_rl.seeding import generator, start_seeds
@@ -65,8 +65,8 @@ def collect_demos(
     attempts_left = max_attempts or num_episodes * (1 if min_return is None else ATTEMPTS_PER_EPISODE)
     attempts, kept, best = 0, list[Episode](), float("-inf")
     seeds = start_seeds(seed, "collection")
-    bar = tqdm(desc="collecting", total=num_episodes, unit="episode", leave=False, disable=None)
-    with EpisodePlayers(env_id, num_episodes) as players, bar:
+    progress = cli.Progress("collecting", num_episodes, "episode", quiet=quiet)
+    with EpisodePlayers(env_id, num_episodes) as players, progress:
         actor = actor_from(
             agent,
             players.observation_space,
@@ -80,7 +80,8 @@ def collect_demos(
             for episode in players.play(actor, [next(seeds) for _ in range(wave)]):
                 played.append(episode)
                 best = max(best, episode.total_reward)
-                bar.update(min_return is None or episode.total_reward >= min_return)
+                wanted = min_return is None or episode.total_reward >= min_return
+                progress.update(int(wanted), episode_return=episode.total_reward)
             attempts, attempts_left = attempts + wave, attempts_left - wave
             played.sort(key=lambda episode: episode.index)
             kept += [episode for episode in played if min_return is None or episode.total_reward >= min_return]
@@ -155,6 +156,7 @@ def collect(config: CollectConfig) -> DemoDataset:
             deterministic=config.deterministic,
             min_return=config.min_return,
             max_attempts=config.max_attempts,
+            quiet=config.quiet,
         )
     if (backup := move_aside(Path(config.save_path), leave_copy=True)) is not None:
         cli.notice(f"{config.save_path} is replaced; the old file is kept as {backup}")

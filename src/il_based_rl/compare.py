@@ -33,6 +33,7 @@ def compare_policies(
     start_seeds: Sequence[int] | None = None,
     deterministic: bool = True,
     success_threshold: float | None = None,
+    quiet: bool = False,
 ) -> Comparison:
     """Let policies play from the same start states, and compare them.
 
@@ -47,6 +48,7 @@ def compare_policies(
         start_seeds: Reset seeds to play instead.
         deterministic: Whether to take the most likely actions.
         success_threshold: Return from which an episode counts as a success; None asks the environment.
+        quiet: Whether to show no progress.
 
     Raises:
         ConfigError: There is no policy, or fewer than two start states.
@@ -74,7 +76,7 @@ def compare_policies(
     with EpisodePlayers(env_id, len(seeds)) as players:
         for name, agents in loaded.items():
             paths = [Path(each) for each in listed[name] if _is_path(each)]
-            contenders.append(_played(name, agents, paths, players, seeds, seed, deterministic))
+            contenders.append(_played(name, agents, paths, players, seeds, seed, deterministic, quiet))
     return compared(contenders, env_id, seeds, generator(seed, "comparison"), success_threshold)
 
 
@@ -98,6 +100,7 @@ def _played(
     seeds: Sequence[int],
     seed: int,
     deterministic: bool,
+    quiet: bool,
 ) -> Contender:
     """Let one policy play."""
     from il_based_rl.comparison import Contender
@@ -114,7 +117,9 @@ def _played(
             if first and episode.index < _KEPT_EPISODES:
                 episodes.append(episode)
 
-        results.append(play_evaluation(acting[-1], players, seeds, seed=seed, deterministic=deterministic, watch=watch))
+        results.append(
+            play_evaluation(acting[-1], players, seeds, seed=seed, deterministic=deterministic, watch=watch, quiet=quiet)
+        )
     episodes.sort(key=lambda episode: episode.index)
     latency = None if isinstance(agents[0], str) else _latency(acting[0], episodes[0].rows)
     return Contender(name, agents, results, episodes, paths, latency)
@@ -161,6 +166,7 @@ def compare(config: CompareConfig) -> Comparison:
             config.seed,
             deterministic=config.deterministic,
             success_threshold=config.success_threshold,
+            quiet=config.quiet,
         )
     cli.say(comparison.markdown())
     write_json(save_path, comparison.numbers)

@@ -196,8 +196,8 @@ def _warnings(contenders: Sequence[Contender]) -> list[str]:
     if not few:
         return []
     return [
-        f"fewer than {FEW} values: {', '.join(few)}; intervals of the median and of the worst decile are too narrow there, "
-        "see docs/statistics.md"
+        f"fewer than {FEW} values: {', '.join(few)}; where some of them are far from the rest, intervals are too narrow "
+        "(docs/statistics.md)"
     ]
 
 

@@ -82,9 +82,11 @@ def _require_seed(seed: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class WandbConfig:
-    """Weights & Biases, the same three flags in every training command."""
+class TrackingConfig:
+    """Who else is told about every row, the same flags in every training command."""
 
+    tensorboard: bool = False
+    """Write TensorBoard's files, into the run's folder, as well."""
     wandb: bool = False
     """Log to Weights & Biases; without an account or a network the run is kept offline."""
     wandb_project: str = "il-based-rl"
@@ -172,8 +174,10 @@ class TrainPPOConfig:
     """Seconds that a worker process may take for one step of its environments before it is taken for dead."""
     device: str = "cpu"
     """Where the updates run: cpu, cuda, or cuda:1 and so on."""
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    tracking: WandbConfig = field(default_factory=WandbConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes", "env_timeout")
@@ -214,6 +218,8 @@ class CollectConfig:
     """Keep only episodes whose return is at least this."""
     max_attempts: int | None = None
     """With min-return: episodes to play before giving up; None allows ten for each one wanted."""
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
         check_collection(self.num_episodes, self.min_return, self.max_attempts)
@@ -270,8 +276,10 @@ class TrainConfig:
     """Seconds after which the run is saved and ended, to be resumed; None sets no limit."""
     device: str = "cpu"
     """Where training runs: cpu, cuda, or cuda:1 and so on."""
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
     bc: BCConfig = field(default_factory=BCConfig)
-    tracking: WandbConfig = field(default_factory=WandbConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         _require_widths(self.hidden_dims)
@@ -298,6 +306,8 @@ class EvaluateConfig:
     """Picks the start states; the same seed gives every policy the same ones, and none that training or collection used."""
     deterministic: bool = True
     """Whether the policy takes its most likely action, or samples."""
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_episodes")
@@ -324,6 +334,8 @@ class CompareConfig:
     """Return from which an episode counts as a success; None asks the environment."""
     save_path: str = "comparison.json"
     """Where the numbers go; the table goes beside it, with the suffix .md."""
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
         _require(self.num_episodes >= 2, "num_episodes", self.num_episodes, "at least 2, as one says nothing about a spread")
@@ -353,7 +365,9 @@ class PipelineConfig:
     """Folder under which checkpoints/, demos/ and report.html are written."""
     video: bool = True
     """Whether to film expert and student for the report, where that can be done."""
-    tracking: WandbConfig = field(default_factory=WandbConfig)
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         _require_positive(self, "ppo_timesteps", "num_demo_episodes", "bc_epochs", "num_eval_episodes")
@@ -374,6 +388,8 @@ class ReportConfig:
     """Return from which an episode counts as a success; None asks the environment."""
     video: bool = True
     """Whether to film expert and student, where that can be done."""
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
         _require(self.num_episodes >= 2, "num_episodes", self.num_episodes, "at least 2, as one says nothing about a spread")

@@ -57,6 +57,7 @@ def evaluate_policy(
     *,
     start_seeds: Sequence[int] | None = None,
     deterministic: bool = True,
+    quiet: bool = False,
 ) -> EvaluationResult:
     """Play whole episodes with a policy.
 
@@ -69,6 +70,7 @@ def evaluate_policy(
         seed: Picks the start states.
         start_seeds: Reset seeds to play instead; `num_episodes` and the seed's start states are then left aside.
         deterministic: Whether to take the most likely action.
+        quiet: Whether to show no progress.
 
     Raises:
         ConfigError: No episode was asked for, or the seed is negative.
@@ -88,7 +90,7 @@ def evaluate_policy(
     if not start_seeds:
         raise ConfigError(f"evaluation needs at least one episode, got num_episodes {num_episodes}")
     with EpisodePlayers(env_id, len(start_seeds)) as players:
-        return play_evaluation(agent, players, start_seeds, seed=seed, deterministic=deterministic)
+        return play_evaluation(agent, players, start_seeds, seed=seed, deterministic=deterministic, quiet=quiet)
 
 
 def play_evaluation(
@@ -99,10 +101,10 @@ def play_evaluation(
     seed: int = 0,
     deterministic: bool = True,
     watch: Callable[[Episode], object] | None = None,
+    quiet: bool = False,
 ) -> EvaluationResult:
     """Play these start seeds in environments that exist already, and show each episode to `watch`; see `evaluate_policy`."""
     import numpy as np
-    from tqdm import tqdm
 
     from il_based_rl.interop import actor_from
     from il_based_rl.seeding import generator
@@ -117,12 +119,13 @@ def play_evaluation(
     )
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     successes: list[bool | None] = [None] * len(seeds)
-    playing = tqdm(players.play(actor, seeds.tolist()), "evaluating", len(seeds), leave=False, unit="episode", disable=None)
-    for episode in playing:
-        returns[episode.index], lengths[episode.index] = episode.total_reward, len(episode.rewards)
-        successes[episode.index] = episode.success
-        if watch is not None:
-            watch(episode)
+    with cli.Progress("evaluating", len(seeds), "episode", quiet=quiet) as progress:
+        for episode in players.play(actor, seeds.tolist()):
+            returns[episode.index], lengths[episode.index] = episode.total_reward, len(episode.rewards)
+            successes[episode.index] = episode.success
+            if watch is not None:
+                watch(episode)
+            progress.update(episode_return=episode.total_reward)
     return EvaluationResult(returns, lengths, seeds, None if None in successes else np.array(successes, bool))
 
 
@@ -139,7 +142,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
     agent = load_agent(config.checkpoint, config.hidden_dims)
     with fitting_threads(agent.hidden_dims):
-        result = evaluate_policy(agent, config.env_id, config.num_episodes, config.seed, deterministic=config.deterministic)
+        result = evaluate_policy(
+            agent, config.env_id, config.num_episodes, config.seed, deterministic=config.deterministic, quiet=config.quiet
+        )
     low, high = result.interval
     interval = "" if len(result.returns) == 1 else f"  95% interval [{low:.2f}, {high:.2f}]"
     cli.say(f"Evaluated {config.checkpoint} on {config.env_id}: {len(result.returns)} episodes, start seed {config.seed}")

@@ -49,6 +49,7 @@ def pipeline(config: PipelineConfig) -> Comparison:
             seed=config.seed,
             save_path=str(expert_path),
             tracking=config.tracking,
+            quiet=config.quiet,
         )
     )
     collect(
@@ -58,6 +59,7 @@ def pipeline(config: PipelineConfig) -> Comparison:
             num_episodes=config.num_demo_episodes,
             seed=config.seed,
             save_path=str(demo_path),
+            quiet=config.quiet,
         )
     )
     train(
@@ -67,12 +69,13 @@ def pipeline(config: PipelineConfig) -> Comparison:
             seed=config.seed,
             bc=BCConfig(epochs=config.bc_epochs),
             tracking=config.tracking,
+            quiet=config.quiet,
         )
     )
     comparison = _compared(config, expert_path, student_path)
     cli.say(f"\n{comparison.markdown()}")
     runs = [read_run(RunFiles(path).folder) for path in (expert_path, student_path)]
-    page = report(ReportConfig(config.output_dir, seed=config.seed, video=config.video), runs, comparison)
+    page = report(ReportConfig(config.output_dir, seed=config.seed, video=config.video, quiet=config.quiet), runs, comparison)
     for name, path in (("Expert", expert_path), ("Demonstrations", demo_path), ("Student", student_path), ("Report", page)):
         cli.say(f"{name:<16}{path}")
     return comparison
@@ -88,7 +91,7 @@ def _compared(config: PipelineConfig, expert_path: Path, student_path: Path) -> 
     seeds = list(start_seeds(config.seed, "evaluation", config.num_eval_episodes, key=1))
     with fitting_threads(BCAgent.load(student_path).hidden_dims):
         policies = {"expert": expert_path, "student": student_path}
-        return compare_policies(policies, config.env_id, seed=config.seed, start_seeds=seeds)
+        return compare_policies(policies, config.env_id, seed=config.seed, start_seeds=seeds, quiet=config.quiet)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from scipy import stats
 
 FEW = 30
 """Of fewer values than this a bootstrap's interval is too narrow, see docs/statistics.md; Student's t takes its place."""
+FEW_FOR_DECILE = 50
+"""Of fewer values than this a tenth is too few to say how sure its mean is; no interval is given."""
 RESAMPLES = 2_000
 _BATCH = 200
 """Resamples held in memory at once."""
@@ -84,9 +86,9 @@ STATISTICS: dict[str, Callable[..., Any]] = {
 def estimate(name: str, values: np.ndarray, random: np.random.Generator) -> Estimate:
     """Estimate one of `STATISTICS` of what independent values are drawn from.
 
-    From `FEW` values on the interval is a bootstrap's. Below that it is Student's t for the mean and Tukey and McLaughlin's
-    (1963), a t interval from winsorised values, for the interquartile mean; the two others have nothing better there, and
-    intervals that are too narrow.
+    From `FEW` values on the interval is a bootstrap's, and for the median below that too. Of fewer values it is Student's t for
+    the mean, and Tukey and McLaughlin's (1963), a t interval from winsorised values, for the interquartile mean; the worst
+    decile has none below `FEW_FOR_DECILE`.
 
     Args:
         name: The statistic.
@@ -94,7 +96,7 @@ def estimate(name: str, values: np.ndarray, random: np.random.Generator) -> Esti
         random: Draws the bootstrap's samples.
     """
     statistic, few = STATISTICS[name], len(values) < FEW
-    if len(values) < 2:
+    if len(values) < 2 or (name == "worst_decile" and len(values) < FEW_FOR_DECILE):
         return Estimate(float(statistic(values)), math.nan, math.nan)
     if few and name == "mean":
         return Estimate(float(statistic(values)), *mean_interval(values))

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
-from il_based_rl.config import BCConfig, TrainConfig, WandbConfig, require_types
+from il_based_rl.config import BCConfig, TrackingConfig, TrainConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
 from il_based_rl.experiment import Checkpoint, is_own, resumed_checkpoint
 
@@ -53,18 +53,15 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
     Raises:
         UserError: Whatever the user can mend; see `il_based_rl.errors`.
     """
-    from tqdm import tqdm
-
     from il_based_rl.agent import BCAgent
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
+    from il_based_rl.experiment.sinks import open_sinks, require_tracking
     from il_based_rl.experiment.time_limit import time_limit
-    from il_based_rl.experiment.wandb_sink import open_sink, require_wandb
 
     require_device(config.device)
-    if config.tracking.wandb:
-        require_wandb()
+    require_tracking(config.tracking)
     if config.resume is not None and checkpoint is None:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
@@ -79,8 +76,9 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
             return agent
     fast_path = cli.notice_path(agent.reason_against_fast_path)
     settings = asdict(config) | {"demonstrations": dataset.fingerprint, "env_id": dataset.metadata.get("env_id")}
-    sink = open_sink(config.tracking, settings, f"{dataset.metadata.get('env_id')}_{config.bc.epochs}")
-    bar = tqdm(total=config.bc.epochs, initial=agent.epochs, unit="epoch", leave=False, disable=None)
+    label = f"{dataset.metadata.get('env_id')}_{config.bc.epochs}"
+    sinks = open_sinks(config.tracking, settings, label, files.folder, agent.epochs)
+    bar = cli.Progress("cloning", config.bc.epochs, "epoch", initial=agent.epochs, quiet=config.quiet)
     with fitting_threads(config.hidden_dims):
         run = Run(
             files,
@@ -89,7 +87,7 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
             resumed_from=checkpoint,
             step=agent.epochs,
             level="exact",
-            sink=sink,
+            sinks=sinks,
         )
         with contextlib.suppress(TimeIsUp), bar, run:
             run.keep(agent, agent.epochs)
@@ -101,8 +99,9 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
                     run.keep(agent, progress.epoch, periodic=periodic)
                     if periodic:
                         run.checkpoint()
-                        cli.say(_line(progress.epoch, progress.metrics))
-                    bar.update()
+                        if not config.quiet:
+                            cli.say(_line(progress.epoch, progress.metrics))
+                    bar.update(loss=progress.metrics["train_loss"])
             run.save()
             cli.say(f"Student saved to {config.save_path}")
     return BCAgent.from_payload(run.kept, config.save_path, device=config.device)
@@ -146,7 +145,7 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:
         raise ResumeError(f"{path} holds a {payload.get('kind')} agent, not a student that train can go on with")
     try:
         settings = {name: x for name, x in payload["run"]["settings"].items() if name not in ("demonstrations", "env_id")}
-        parts = {"bc": BCConfig(**settings["bc"]), "tracking": WandbConfig(**settings["tracking"])}
+        parts = {"bc": BCConfig(**settings["bc"]), "tracking": TrackingConfig(**settings["tracking"])}
         config = TrainConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
         require_types(config)
         return config

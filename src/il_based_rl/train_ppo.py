@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
-from il_based_rl.config import PPOConfig, TrainPPOConfig, WandbConfig, require_types
+from il_based_rl.config import PPOConfig, TrackingConfig, TrainPPOConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
 from il_based_rl.experiment import Checkpoint, is_own, resumed_checkpoint
 
@@ -50,21 +51,18 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
     Raises:
         UserError: Whatever the user can mend; see `il_based_rl.errors`.
     """
-    from tqdm import tqdm
-
     from il_based_rl.envs import make_envs
     from il_based_rl.evaluate import play_evaluation
     from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
+    from il_based_rl.experiment.sinks import open_sinks, require_tracking
     from il_based_rl.experiment.time_limit import time_limit
-    from il_based_rl.experiment.wandb_sink import open_sink, require_wandb
     from il_based_rl.ppo_agent import PPOAgent
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.seeding import start_seeds
 
     require_device(config.device)
-    if config.tracking.wandb:
-        require_wandb()
+    require_tracking(config.tracking)
     if config.resume is not None and checkpoint is None:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
@@ -90,9 +88,10 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
                 return agent
         fast_path = cli.notice_path(agent.reason_against_fast_path)
         evaluation_seeds = list(start_seeds(agent.seed, "evaluation in training", config.eval_episodes))
-        sink = open_sink(config.tracking, asdict(config), f"{config.env_id}_{config.total_timesteps}")
+        label = f"{config.env_id}_{config.total_timesteps}"
+        sinks = open_sinks(config.tracking, asdict(config), label, files.folder, agent.env_steps)
         updates = agent.learn(envs, config.total_timesteps)
-        bar = tqdm(total=config.total_timesteps, initial=agent.env_steps, unit="step", leave=False, disable=None)
+        bar = cli.Progress("training", config.total_timesteps, "step", initial=agent.env_steps, quiet=config.quiet)
         run = Run(
             files,
             asdict(config),
@@ -100,23 +99,28 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
             resumed_from=checkpoint,
             step=agent.env_steps,
             level=agent.resume_level,
-            sink=sink,
+            sinks=sinks,
         )
         with contextlib.suppress(TimeIsUp), bar, run:
             run.keep(agent, agent.env_steps)
             run.save()
             with time_limit(config.max_time):
+                started = time.perf_counter()
                 for progress in updates:
-                    metrics = progress.metrics | _episode_means(progress.episodes) | {"fast_path": fast_path}
+                    rate = progress.rollout_steps / (time.perf_counter() - started)
+                    facts = {"fast_path": fast_path, "steps_per_second": rate}
+                    metrics = progress.metrics | _episode_means(progress.episodes) | facts
                     evaluate = progress.passes_multiple_of(config.eval_interval)
                     if evaluate:
-                        metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds).mean
+                        metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds, quiet=config.quiet).mean
                     run.log(metrics, progress.env_steps)
                     run.keep(agent, progress.env_steps, metrics.get("eval_reward"), periodic=evaluate)
                     if evaluate:
                         run.checkpoint()
-                        cli.say(_line(progress.env_steps, metrics))
-                    bar.update(progress.env_steps - bar.n)
+                        if not config.quiet:
+                            cli.say(_line(progress.env_steps, metrics))
+                    bar.update(progress.rollout_steps, **_episode_means(progress.episodes))
+                    started = time.perf_counter()
             run.save()
         cli.say(f"Checkpoint saved to {config.save_path}")
     return PPOAgent.from_payload(run.kept, config.save_path, device=config.device)
@@ -184,7 +188,7 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
             config = TrainPPOConfig(ppo=PPOConfig(**payload["training"]["config"]), **own)
             require_types(config)
             return config
-        parts = {"ppo": PPOConfig(**settings["ppo"]), "tracking": WandbConfig(**settings["tracking"])}
+        parts = {"ppo": PPOConfig(**settings["ppo"]), "tracking": TrackingConfig(**settings["tracking"])}
         config = TrainPPOConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
         require_types(config)
         return config

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from il_based_rl.cli import notice
 from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError, ResumeError
-from il_based_rl.experiment.wandb_sink import WandbSink
+from il_based_rl.experiment.sinks import Sink
 from il_based_rl.files import (
     RowFile,
     exclusive,
@@ -28,6 +28,8 @@ from il_based_rl.files import (
     write_checkpoint,
 )
 
+TIME_FIELDS = ("wall_seconds", "steps_per_second")
+"""Of a row of metrics: what depends on the clock, and all that differs between a run and its repetition."""
 _KEPT_CHECKPOINTS = 3
 _MOST_FAILED_SAVES = 3
 _LEVELS = {
@@ -193,7 +195,7 @@ class Run:
         resumed_from: The checkpoint that it goes on from, and what was read from it; None for a fresh run.
         step: Where it begins.
         level: How much of its environments a resumed run has back.
-        sink: Weights & Biases, or None.
+        sinks: Whoever else is told about every row.
 
     Raises:
         LockedError: Another process writes the same run.
@@ -209,9 +211,9 @@ class Run:
         resumed_from: tuple[Path, dict[str, Any]] | None = None,
         step: int = 0,
         level: str | None = None,
-        sink: WandbSink | None = None,
+        sinks: Sequence[Sink] = (),
     ) -> None:
-        self._files, self._settings, self._sink, self._numerics = files, settings, sink, numerics
+        self._files, self._settings, self._sinks, self._numerics = files, settings, sinks, numerics
         before = {} if resumed_from is None else _facts(*resumed_from)
         best: float | None = before.get("best_eval_reward")
         self._started = time.monotonic() - float(before.get("wall_seconds", 0.0))
@@ -254,8 +256,8 @@ class Run:
         """Write one row, and pass it on; rows that cannot be written wait, and never stop a run."""
         self._waiting_rows.append({"step": step, "wall_seconds": round(self.wall_seconds, 3), **metrics})
         self._write_rows()
-        if self._sink is not None:
-            self._sink.log(metrics, step)
+        for sink in self._sinks:
+            sink.log(metrics, step)
 
     def _write_rows(self) -> None:
         try:
@@ -344,5 +346,5 @@ class Run:
             except FileWriteError as unwritten:
                 notice(f"step {self._kept.step} is lost: {unwritten}")
             finally:
-                if self._sink is not None:
-                    self._sink.close()
+                for sink in self._sinks:
+                    sink.close()

@@ -1,4 +1,4 @@
-"""Weights & Biases: told about every row, and never able to stop a run."""
+"""Weights & Biases, told about every row."""
 
 from __future__ import annotations
 
@@ -12,53 +12,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from il_based_rl.cli import notice
-from il_based_rl.config import WandbConfig
+from il_based_rl.config import TrackingConfig
 from il_based_rl.errors import MissingExtraError
 
 _CONNECT_SECONDS = 3.0
 
 
 class WandbSink:
-    """One run in Weights & Biases; the first failure of its calls switches it off, with a notice.
+    """One run in Weights & Biases; its calls fail as theirs do.
 
     Args:
         tracking: Project and run name.
         settings: All hyperparameters, kept as the run's config.
         label: Stands in the default run name: `<env>_<steps>`.
-
-    Raises:
-        MissingExtraError: The package wandb is not installed.
     """
 
-    def __init__(self, tracking: WandbConfig, settings: Mapping[str, Any], label: str) -> None:
-        wandb = require_wandb()
-        self._run: Any = None
+    def __init__(self, tracking: TrackingConfig, settings: Mapping[str, Any], label: str) -> None:
         mode = os.environ.get("WANDB_MODE") or _reachable_mode()
         name = tracking.wandb_run_name or f"run_{datetime.datetime.now():%Y%m%d_%H%M}_{label}"
-        try:
-            self._run = wandb.init(project=tracking.wandb_project, name=name, config=dict(settings), mode=mode)
-        except Exception as error:  # whatever a service does, training goes on
-            self._switch_off(error)
+        wandb = require_wandb()
+        self._run: Any = wandb.init(project=tracking.wandb_project, name=name, config=dict(settings), mode=mode)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Pass on one row."""
-        if self._run is not None:
-            try:
-                self._run.log(dict(metrics), step=step)
-            except Exception as error:  # as above
-                self._switch_off(error)
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         """End the run."""
-        if self._run is not None:
-            try:
-                self._run.finish()
-            except Exception as error:  # as above
-                self._switch_off(error)
-
-    def _switch_off(self, error: Exception) -> None:
-        self._run = None
-        notice(f"Weights & Biases failed and is switched off; training goes on: {' '.join(str(error).split())}")
+        self._run.finish()
 
 
 def require_wandb() -> Any:
@@ -67,11 +48,6 @@ def require_wandb() -> Any:
         return importlib.import_module("wandb")
     except ImportError as error:
         raise MissingExtraError('--wandb needs the package wandb: pip install "il_based_rl[wandb]"') from error
-
-
-def open_sink(tracking: WandbConfig, settings: Mapping[str, Any], label: str) -> WandbSink | None:
-    """Return a sink if one is wanted; arguments and errors as in `WandbSink`."""
-    return WandbSink(tracking, settings, label) if tracking.wandb else None
 
 
 def _reachable_mode() -> str:

@@ -88,6 +88,7 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
                 config.num_episodes,
                 config.seed,
                 success_threshold=config.success_threshold,
+                quiet=config.quiet,
             )
         findings = Findings(f"{expert.env_id}: {comparison.contenders[0].name} and its students", runs, comparison)
         findings.demos = _demonstrations(runs, folder)

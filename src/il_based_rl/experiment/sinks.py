@@ -1,0 +1,103 @@
+"""Whoever else is told about a run's rows, and never able to stop it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from il_based_rl.cli import notice
+from il_based_rl.config import TrackingConfig
+from il_based_rl.experiment.wandb_sink import WandbSink, require_wandb
+
+
+class Sink(Protocol):
+    """Told about every row."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Take one row."""
+
+    def close(self) -> None:
+        """Take no more."""
+
+
+class GuardedSink:
+    """Passes rows on to a sink until its first failure, which switches it off with a notice.
+
+    Args:
+        name: What it is called in that notice.
+        make: Makes the sink; that may fail too.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Sink]) -> None:
+        self._name = name
+        self._sink: Sink | None = None
+        self._guarded(lambda: setattr(self, "_sink", make()))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """See `Sink`."""
+        if (sink := self._sink) is not None:
+            self._guarded(lambda: sink.log(metrics, step))
+
+    def close(self) -> None:
+        """See `Sink`."""
+        if (sink := self._sink) is not None:
+            self._guarded(sink.close)
+
+    def _guarded(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever a service does, training goes on
+            self._sink = None
+            notice(f"{self._name} failed and is switched off; training goes on: {' '.join(str(error).split())}")
+
+
+class TensorBoardSink:
+    """Rows as TensorBoard's scalars.
+
+    Args:
+        folder: Where its files go.
+        step: Where the run begins; what an earlier attempt has written after that is hidden.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            module = importlib.import_module("torch.utils.tensorboard")
+        except ImportError as error:
+            raise ImportError('it needs the package tensorboard: pip install "il_based_rl[tensorboard]"') from error
+        self._writer: Any = module.SummaryWriter(str(folder), purge_step=step + 1)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """See `Sink`."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """See `Sink`."""
+        self._writer.close()
+
+
+def require_tracking(tracking: TrackingConfig) -> None:
+    """Raise MissingExtraError now rather than later, if what is asked for cannot be had."""
+    if tracking.wandb:
+        require_wandb()
+
+
+def open_sinks(tracking: TrackingConfig, settings: Mapping[str, Any], label: str, folder: Path, step: int) -> list[GuardedSink]:
+    """Open those that are wanted.
+
+    Args:
+        tracking: Which.
+        settings: All hyperparameters.
+        label: Stands in Weights & Biases' default run name: `<env>_<steps>`.
+        folder: The run's.
+        step: Where the run begins.
+    """
+    sinks = []
+    if tracking.wandb:
+        sinks.append(GuardedSink("Weights & Biases", lambda: WandbSink(tracking, settings, label)))
+    if tracking.tensorboard:
+        sinks.append(GuardedSink("TensorBoard", lambda: TensorBoardSink(folder / "tensorboard", step)))
+    return sinks
