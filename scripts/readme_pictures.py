@@ -17,7 +17,7 @@ from il_based_rl.report.found import read_run
 from il_based_rl.report.video import film
 
 DOCS = Path(__file__).parent.parent / "docs"
-WIDTH, HEIGHT = 1240, 1180
+WIDTH, HEIGHT = 1400, 1060
 MOMENTS, SIZE, SEED = 10, 120, 814464587
 
 

@@ -154,8 +154,9 @@ def test_the_same_seed_gives_the_same_numbers(global_generators_untouched):
 def test_what_cannot_be_compared_is_named():
     with pytest.raises(ConfigError, match="two start states"):
         compare_policies({"five": always(5.0)}, "goals/Goals-v0", 1)
-    with pytest.raises(ConfigError, match="a policy"):
-        compare_policies({}, "goals/Goals-v0")
+    for none in ({}, {"five": []}):
+        with pytest.raises(ConfigError, match="needs policies"):
+            compare_policies(none, "goals/Goals-v0")
     with pytest.raises(SpaceMismatchError):
         compare_policies({"agent": agent()}, "CartPole-v1", 2)
     with pytest.raises(FileMissingError):

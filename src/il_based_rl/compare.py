@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from il_based_rl.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from il_based_rl.comparison import Comparison, Contender
-    from il_based_rl.rollout import Episode, EpisodePlayers
+    from il_based_rl.comparison import Comparison
+    from il_based_rl.rollout import Episode
 
 # What is heavy (torch, Gymnasium, scipy) is imported inside the functions, so that --help need not wait for it.
 
@@ -61,29 +62,32 @@ def compare_policies(
         comparison = compare_policies({"expert": expert, "student": student}, "Pendulum-v1")
         print(comparison.markdown())
     """
-    from il_based_rl.comparison import RANDOM, compared
+    from il_based_rl.checkpoint import load_agent
+    from il_based_rl.comparison import RANDOM, Contender, compared
+    from il_based_rl.evaluate import play_evaluation
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.seeding import generator
     from il_based_rl.seeding import start_seeds as seeds_for
 
     seeds = list(seeds_for(seed, "evaluation", max(num_episodes, 0)) if start_seeds is None else start_seeds)
-    if not policies or len(seeds) < 2:
-        raise ConfigError(f"a comparison needs a policy and two start states, got {len(policies)} and {len(seeds)}")
     listed = {name: list(given) if isinstance(given, list | tuple) else [given] for name, given in policies.items()}
+    if not listed or not all(listed.values()) or len(seeds) < 2:
+        raise ConfigError(f"a comparison needs policies and two start states, got {listed} and {len(seeds)} start states")
     listed.setdefault(RANDOM, [RANDOM])
-    loaded = {name: [_loaded(each) for each in given] for name, given in listed.items()}
+    loaded = {name: [load_agent(each) if _is_path(each) else each for each in given] for name, given in listed.items()}
     contenders = []
     with EpisodePlayers(env_id, len(seeds)) as players:
+        play = partial(play_evaluation, players=players, start_seeds=seeds, seed=seed, deterministic=deterministic, quiet=quiet)
         for name, agents in loaded.items():
+            players.action_space.seed(seed)
+            acting = [(lambda obs: players.action_space.sample()) if isinstance(agent, str) else agent for agent in agents]
+            episodes: list[Episode] = []
+            results = [play(acting[0], watch=partial(_keep, episodes)), *(play(agent) for agent in acting[1:])]
+            episodes.sort(key=lambda episode: episode.index)
+            latency = None if isinstance(agents[0], str) else _latency(agents[0], episodes[0].rows)
             paths = [Path(each) for each in listed[name] if _is_path(each)]
-            contenders.append(_played(name, agents, paths, players, seeds, seed, deterministic, quiet))
+            contenders.append(Contender(name, agents, results, episodes, paths, latency))
     return compared(contenders, env_id, seeds, generator(seed, "comparison"), success_threshold)
-
-
-def _loaded(given: Any) -> Any:
-    from il_based_rl.checkpoint import load_agent
-
-    return load_agent(given) if _is_path(given) else given
 
 
 def _is_path(given: Any) -> bool:
@@ -92,37 +96,9 @@ def _is_path(given: Any) -> bool:
     return isinstance(given, str | Path) and given != RANDOM
 
 
-def _played(
-    name: str,
-    agents: Sequence[Any],
-    paths: Sequence[Path],
-    players: EpisodePlayers,
-    seeds: Sequence[int],
-    seed: int,
-    deterministic: bool,
-    quiet: bool,
-) -> Contender:
-    """Let one policy play."""
-    from il_based_rl.comparison import Contender
-    from il_based_rl.evaluate import play_evaluation
-
-    episodes: list[Episode] = []
-    results, acting = [], []
-    for k, agent in enumerate(agents):
-        if isinstance(agent, str):
-            players.action_space.seed(seed)
-        acting.append((lambda obs: players.action_space.sample()) if isinstance(agent, str) else agent)
-
-        def watch(episode: Episode, first: bool = k == 0) -> None:
-            if first and episode.index < _KEPT_EPISODES:
-                episodes.append(episode)
-
-        results.append(
-            play_evaluation(acting[-1], players, seeds, seed=seed, deterministic=deterministic, watch=watch, quiet=quiet)
-        )
-    episodes.sort(key=lambda episode: episode.index)
-    latency = None if isinstance(agents[0], str) else _latency(acting[0], episodes[0].rows)
-    return Contender(name, agents, results, episodes, paths, latency)
+def _keep(episodes: list[Episode], episode: Episode) -> None:
+    if episode.index < _KEPT_EPISODES:
+        episodes.append(episode)
 
 
 def _latency(agent: Any, rows: np.ndarray) -> np.ndarray | None:
@@ -148,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def compare(config: CompareConfig) -> Comparison:
     """Load policies, compare them, print the table, and write it as Markdown and as JSON."""
+    from il_based_rl.checkpoint import load_agent
     from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.files import require_writable, write_json, write_text
 
@@ -156,9 +133,8 @@ def compare(config: CompareConfig) -> Comparison:
     for path in (save_path, page):
         require_writable(path)
     policies = _named(config.policies)
-    agents = {name: [_loaded(each) for each in given] for name, given in policies.items()}
-    widths = [width for given in agents.values() for agent in given for width in getattr(agent, "hidden_dims", ())]
-    with fitting_threads(widths):
+    widths = [load_agent(path).hidden_dims for given in policies.values() for path in given if _is_path(path)]
+    with fitting_threads([width for each in widths for width in each]):
         comparison = compare_policies(
             policies,
             config.env_id,

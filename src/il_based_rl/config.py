@@ -72,6 +72,10 @@ def _require_time(max_time: float | None) -> None:
     _require(max_time is None or 0 < max_time <= MAX_SECONDS, "max_time", max_time, expected)
 
 
+def _require_episodes(name: str, value: int) -> None:
+    _require(value >= 2, name, value, "at least 2, as one episode says nothing about a spread")
+
+
 def _require_threshold(success_threshold: float | None) -> None:
     finite = success_threshold is None or math.isfinite(success_threshold)
     _require(finite, "success_threshold", success_threshold, "a finite number")
@@ -338,7 +342,7 @@ class CompareConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
-        _require(self.num_episodes >= 2, "num_episodes", self.num_episodes, "at least 2, as one says nothing about a spread")
+        _require_episodes("num_episodes", self.num_episodes)
         _require(len(self.policies) > 0, "policies", self.policies, "at least one checkpoint")
         _require_threshold(self.success_threshold)
         _require_seed(self.seed)
@@ -370,7 +374,8 @@ class PipelineConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "ppo_timesteps", "num_demo_episodes", "bc_epochs", "num_eval_episodes")
+        _require_positive(self, "ppo_timesteps", "num_demo_episodes", "bc_epochs")
+        _require_episodes("num_eval_episodes", self.num_eval_episodes)
         _require_seed(self.seed)
 
 
@@ -392,7 +397,7 @@ class ReportConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
-        _require(self.num_episodes >= 2, "num_episodes", self.num_episodes, "at least 2, as one says nothing about a spread")
+        _require_episodes("num_episodes", self.num_episodes)
         _require_threshold(self.success_threshold)
         _require_seed(self.seed)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # What is heavy (torch, Gymnasium, matplotlib) is imported inside the functions, so that --help need not wait for it.
 
-PAGE = "report.html"
+PAGE, NUMBERS = "report.html", "comparison.json"
 _MOST_VIDEO_BYTES = 12 * 2**20
 _MOST_FRAMES = 1_000
 _STYLE = Path(__file__).with_name("page.css")
@@ -52,7 +52,7 @@ class Findings:
 
 
 def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comparison | None = None) -> Path:
-    """Gather what a page says, write it, and return its path.
+    """Gather what a page says, write it and, beside it, its numbers, and return its path.
 
     Args:
         config: All settings.
@@ -65,7 +65,7 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
     """
     from il_based_rl.compare import compare_policies
     from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.files import require_writable, write_text
+    from il_based_rl.files import require_writable, write_json, write_text
     from il_based_rl.report.found import find_runs
 
     folder = Path(config.folder)
@@ -96,6 +96,7 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
         if config.video:
             _film(findings)
     findings.warnings += sorted({" ".join(str(each.message).split()) for each in raised})
+    write_json(folder / NUMBERS, comparison.numbers | {"failures": findings.failures})
     write_text(folder / PAGE, page(findings))
     cli.say(f"Report saved to {folder / PAGE}")
     return folder / PAGE
