@@ -17,6 +17,7 @@ from il_based_rl.files.rows import RowFile, read_rows, rewrite_rows, write_json
 from il_based_rl.files.writing import (
     atomic_file,
     atomic_path,
+    bytes_written,
     exclusive,
     is_held,
     move_aside,
@@ -31,6 +32,7 @@ __all__ = [
     "RowFile",
     "atomic_file",
     "atomic_path",
+    "bytes_written",
     "exclusive",
     "is_held",
     "move_aside",

@@ -9,7 +9,7 @@ import itertools
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -50,6 +50,14 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open the file of `atomic_path`."""
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         yield handle
+
+
+def bytes_written(write: Callable[[Path], object], name: str) -> bytes:
+    """Return what somebody who only writes files by their names writes as a file of this name, in a folder that vanishes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        write(path)
+        return path.read_bytes()
 
 
 def write_text(path: str | Path, text: str) -> None:

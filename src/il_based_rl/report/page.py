@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,6 +145,7 @@ def _failures(comparison: Comparison, demos: DemoDataset | None) -> Iterator[dic
 
 def _film(findings: Findings) -> None:
     """Film the expert, and the student beside it, from the start state where they part most; never fail for it."""
+    from il_based_rl.files import bytes_written
     from il_based_rl.report.video import film, write_video
 
     contenders, numbers = findings.comparison.contenders, findings.comparison.numbers
@@ -155,9 +155,8 @@ def _film(findings: Findings) -> None:
     seed = numbers["start_seeds"][start]
     try:
         films = [film(each.agents[0], numbers["env_id"], seed, max_frames=_MOST_FRAMES) for each in pair]
-        with tempfile.TemporaryDirectory() as folder:
-            write_video(Path(folder) / "film.mp4", _side_by_side([frames for frames, _ in films]), films[0][1])
-            content = (Path(folder) / "film.mp4").read_bytes()
+        frames, speed = _side_by_side([frames for frames, _ in films]), films[0][1]
+        content = bytes_written(lambda path: write_video(path, frames, speed), "film.mp4")
     except UserError as error:
         findings.warnings.append(f"no video: {error}")
         cli.notice(f"no video: {error}")
