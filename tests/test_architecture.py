@@ -12,6 +12,7 @@ LEVELS = [  # from the bottom; modules on one level never import each other, a r
     ["errors"],
     ["functional", "statistics", "seeding", "config", "files", "cli"],
     ["networks", "spaces", "heads"],
+    ["flat_parameters"],
     ["fused_mlp"],
     ["policy", "dataset", "buffer", "envs", "experiment"],
     ["actor_critic_policy", "cloning_updates", "rollout"],

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
-from il_based_rl.fused_mlp import FlatAdam, FlatParameters, StackedMLP, reason_against
+from il_based_rl.flat_parameters import FlatAdam, FlatParameters
+from il_based_rl.fused_mlp import StackedMLP, reason_against
 from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy
 

@@ -27,7 +27,7 @@ from il_based_rl.envs import InProcessEnvs, WorkerEnvs
 from il_based_rl.errors import FileWriteError, Terminated, TimeIsUp
 from il_based_rl.experiment.run import TIME_FIELDS, Run
 from il_based_rl.files import read_checkpoint, read_rows
-from il_based_rl.fused_mlp import FlatAdam
+from il_based_rl.flat_parameters import FlatAdam
 from il_based_rl.ppo_agent import PPOAgent
 from il_based_rl.rollout import EpisodePlayers
 

@@ -20,7 +20,7 @@ from il_based_rl.cloning_updates import FusedCloning, ReferenceCloning
 from il_based_rl.config import BCConfig, PPOConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.envs import InProcessEnvs
-from il_based_rl.fused_mlp import FlatParameters
+from il_based_rl.flat_parameters import FlatParameters
 from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy
 from il_based_rl.ppo_agent import PPOAgent

@@ -15,7 +15,8 @@ from il_based_rl.config import BCConfig, require_types
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import ConfigError, FileFormatError, SpaceMismatchError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
-from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
+from il_based_rl.flat_parameters import FlatAdam, FlatParameters
+from il_based_rl.fused_mlp import reason_against
 from il_based_rl.policy import MLPPolicy, arguments_from, copied, load_parameters, require_counts, require_hidden_dims
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, torch_seed
 from il_based_rl.spaces import numbers_in, space_from_plain

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from il_based_rl.fused_mlp import FlatParameters, StackedMLP
+from il_based_rl.flat_parameters import FlatParameters
+from il_based_rl.fused_mlp import StackedMLP
 from il_based_rl.heads import to_tensor
 from il_based_rl.policy import MLPPolicy
 

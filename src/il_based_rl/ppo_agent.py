@@ -17,8 +17,9 @@ from il_based_rl.config import PPOConfig, require_types
 from il_based_rl.envs import Envs, as_envs
 from il_based_rl.errors import FileFormatError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
+from il_based_rl.flat_parameters import FlatAdam, FlatParameters
 from il_based_rl.functional import discounted_sums, explained_variance
-from il_based_rl.fused_mlp import FlatAdam, FlatParameters, reason_against
+from il_based_rl.fused_mlp import reason_against
 from il_based_rl.networks import RewardScaler
 from il_based_rl.policy import arguments_from, copied, load_parameters, require_counts, require_hidden_dims, require_spaces
 from il_based_rl.ppo_updates import APPROX_KL, MEASURES, FusedUpdate, ReferenceUpdate

@@ -15,8 +15,9 @@ from torch.nn.functional import mse_loss
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.buffer import RolloutBatch
 from il_based_rl.config import PPOConfig
+from il_based_rl.flat_parameters import FlatParameters
 from il_based_rl.functional import ppo_clip_grads, ppo_clip_loss
-from il_based_rl.fused_mlp import FlatParameters, StackedMLP, numpy_grad
+from il_based_rl.fused_mlp import StackedMLP, numpy_grad
 from il_based_rl.heads import to_tensor
 
 MEASURES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
