@@ -7,6 +7,7 @@ of 95 % must hold the true value in 95 of 100. Writes `docs/statistics.md`.
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from il_based_rl.statistics import FEW, FEW_FOR_DECILE, STATISTICS, estimate
+from il_based_rl.statistics import FEW, FEW_FOR_DECILE, STATISTICS, estimate, proportion, share_of_advantage
 
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
 DRAWS = 1_000
-SIZES = (5, 10, 20, 50, 100, 200)
+SIZES = (3, 5, 10, 20, 50, 100, 200)
 
 # Shaped like returns: alike around a mean; a short tail of good ones and a long one of bad ones; mostly solved, sometimes not.
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
@@ -28,6 +29,20 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
         random.random(n) < 0.8, random.normal(480, 15, n), random.uniform(0, 450, n)
     ),
 }
+
+
+WHICH = """This is about the intervals of `il-rl compare` and `il-rl report`, each of 95 %; `il-rl evaluate` and learning curves
+have Student's t. Of a policy from one training run the values are its returns from many start states; of several runs they are
+each run's mean return. Two policies that played from the same start states are compared by their differences there, which takes
+out how hard a start state is; two methods by the means of their runs; one run against several says nothing of the luck of the
+one, and has no interval."""
+HOW = f"""From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all alike where
+they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values, as of training seeds,
+a bootstrap's are too narrow; Student's t takes its place for the mean, Tukey and McLaughlin's interval from winsorised values
+for the interquartile mean, Welch's for a difference of runs, and for the share of an advantage Student's t of the ratio made
+linear. Success and better-or-worse have Wilson's (1927). The worst decile, the mean of the lowest tenth, has no interval below
+{FEW_FOR_DECILE} values, and one that is a little too narrow above. Where some of a few values are far from the rest, no method
+here holds what it claims, as the table shows; a warning says when values are few."""
 
 
 def true_values(draw: Callable[[np.random.Generator, int], np.ndarray]) -> dict[str, float]:
@@ -45,23 +60,33 @@ def coverage(
     return math.nan if math.isnan(found[0].low) else float(np.mean([each.low <= truth <= each.high for each in found]))
 
 
+def coverage_of_rates(rate: float, size: int, draws: int = DRAWS) -> float:
+    """Return the share of samples of successes whose interval holds the true rate."""
+    random = np.random.default_rng(size)
+    found = [proportion((random.random(size) < rate).astype(float)) for _ in range(draws)]
+    return float(np.mean([each.low <= rate <= each.high for each in found]))
+
+
+def coverage_of_shares(paired: bool, size: int, draws: int = DRAWS) -> float:
+    """Return the share of samples whose interval holds the true share of the advantage, 0.8."""
+    random, held = np.random.default_rng(size), 0
+    for _ in range(draws):
+        hard = random.normal(0.0, 20.0, size) if paired else 0.0
+        policy, reference, baseline = (hard + random.normal(mean, 10.0, size) for mean in (80.0, 100.0, 0.0))
+        found = share_of_advantage(policy, reference, baseline, random, paired=paired)
+        held += found.low <= 0.8 <= found.high
+    return held / draws
+
+
 def page(rows: list[tuple[str, str, list[float]]]) -> str:
     """Write the document."""
     error = 100 * stats.binom(DRAWS, 0.95).std() / DRAWS
     lines = [
         "# How far intervals can be believed",
         "",
-        "Every interval is one of 95 %. Of a policy from one training run the values are its returns from many start states;",
-        "of several runs they are each run's mean return. Two policies that played from the same start states are compared",
-        "by their differences there, which takes out how hard a start state is.",
+        *textwrap.wrap(WHICH, 124),
         "",
-        f"From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all alike",
-        "where they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values, as",
-        "of training seeds, a bootstrap's are too narrow; Student's t takes its place for the mean, Tukey and McLaughlin's",
-        "interval from winsorised values for the interquartile mean, and Welch's for a difference that is not paired. The",
-        f"worst decile, the mean of the lowest tenth, has no interval below {FEW_FOR_DECILE} values. Where some of a few",
-        "values are far from the rest, no method here holds what it claims, as the table shows; a warning says when they are",
-        "few.",
+        *textwrap.wrap(HOW, 124),
         "",
         "## Measured",
         "",
@@ -86,6 +111,11 @@ def main() -> None:
         for kind, draw in DISTRIBUTIONS.items():
             rows.append((name, kind, [coverage(name, draw, size, truths[kind][name]) for size in SIZES]))
             print(*rows[-1], flush=True)
+    rows += [
+        ("success rate", f"{rate:.0%} ones", [coverage_of_rates(rate, size) for size in SIZES]) for rate in (0.5, 0.95, 0.99)
+    ]
+    for paired, kind in ((True, "of the same start states"), (False, "of training runs")):
+        rows.append(("share of advantage", kind, [coverage_of_shares(paired, size) for size in SIZES]))
     PAGE.write_text(page(rows), encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ import pytest
 from il_based_rl import compare
 from il_based_rl.collect import collect_demos
 from il_based_rl.compare import compare_policies
+from il_based_rl.config import CompareConfig
 from il_based_rl.errors import ConfigError, FileMissingError, SpaceMismatchError
 from il_based_rl.evaluate import evaluate_policy
 from il_based_rl.ppo_agent import PPOAgent
@@ -86,14 +87,14 @@ def test_policies_that_do_the_same_do_not_differ():
     numbers = compare_policies({"one": always(3.0), "other": always(3.0)}, "goals/Goals-v0", 40).numbers
     assert numbers["pairs"][0]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert numbers["pairs"][0]["probability_of_improvement"]["value"] == 0.5
-    assert "does not clearly differ from the one" in numbers["sentences"][0]
-    assert "keeps 100.0 % [100.0, 100.0]" in numbers["sentences"][0]
+    assert "does not clearly differ from one" in numbers["sentences"][0]
+    assert numbers["sentences"][0].startswith("other keeps 100.0 % [100.0, 100.0] of one's advantage over random")
 
 
 def test_no_share_is_claimed_of_an_advantage_that_is_none():
     numbers = compare_policies({"expert": always(-5.0), "student": always(-6.0)}, "goals/Goals-v0", 40).numbers
     assert numbers["shares_of_advantage"] == {}
-    assert numbers["sentences"][0].startswith("The student policy is worse than the expert")
+    assert numbers["sentences"][0].startswith("The student is worse than the expert")
     assert numbers["sentences"][1].startswith("The random policy is better than the expert")
 
 
@@ -138,9 +139,38 @@ def test_a_callable_an_agent_and_a_checkpoint_are_all_policies(tmp_path):
     assert (random["name"], random["latency_us"]) == ("random", None)
 
 
-def test_a_policy_named_random_is_taken_as_it_is():
-    names = [each.name for each in compare_policies({"random": always(0.0)}, "goals/Goals-v0", 5).contenders]
-    assert names == ["random"]
+@pytest.mark.parametrize("policies", [{"random": always(0.0)}, {"a": "random"}, {"a": [always(0.0), "random"]}])
+def test_random_is_the_name_of_the_random_policy_alone(policies):
+    with pytest.raises(ConfigError, match="random stands for"):
+        compare_policies(policies, "goals/Goals-v0", 5)
+
+
+def test_one_training_run_is_not_told_apart_from_several():
+    runs = [always(x) for x in (4.0, 5.0, 6.0, 5.0)]
+    numbers = compare_policies({"expert": always(9.0), "student": runs}, "goals/Goals-v0", 40).numbers
+    pair = numbers["pairs"][0]
+    assert pair["difference"]["value"] == pytest.approx(-4.0, abs=1e-5)
+    assert math.isnan(pair["difference"]["low"])
+    assert math.isnan(pair["probability_of_improvement"]["low"])
+    assert "one training run against several" in numbers["sentences"][0]
+    assert "keeps" not in numbers["sentences"][0]
+
+
+def test_several_runs_of_both_are_compared_by_welchs_t_and_have_a_share():
+    experts, students = ([always(x) for x in xs] for xs in ((9.0, 8.0, 10.0), (4.0, 5.0, 6.0)))
+    numbers = compare_policies({"expert": experts, "student": students}, "goals/Goals-v0", 40).numbers
+    pair, share = numbers["pairs"][0]["difference"], numbers["shares_of_advantage"]["student"]
+    # Both standard deviations are 1, of three runs each: sqrt(2/3), times t(0.975, 4) = 2.776445.
+    assert pair["high"] - pair["value"] == pytest.approx(2.776445 * (2 / 3) ** 0.5, rel=1e-3)
+    assert share["low"] < 5 / 9 < share["high"]
+
+
+def test_success_rates_stay_rates():
+    runs = [always(x) for x in (-10.0, 0.0, 10.0)]
+    numbers = compare_policies({"a": runs, "b": always(10.0)}, "goals/Goals-v0", 20, success_threshold=100.0).numbers
+    for policy in numbers["policies"]:
+        assert 0.0 <= policy["success_rate"]["low"] <= policy["success_rate"]["value"] <= policy["success_rate"]["high"] <= 1.0
+    assert of(numbers, "random")["success_rate"]["high"] > 0.05
 
 
 def test_the_same_seed_gives_the_same_numbers(global_generators_untouched):
@@ -191,6 +221,10 @@ def test_the_command_writes_the_numbers_as_json_and_as_a_table(tmp_path, monkeyp
         ("--policies a.pt --save-path .", "--save-path"),
         ("--policies a.pt --save-path a.pt/x.json", "a.pt/x.json"),
         ("--policies a.pt --success-threshold nan", "--success-threshold"),
+        ("--policies random=a.pt", "random stands for"),
+        ("--policies =a.pt", "names no policy"),
+        ("--policies a.pt --save-path a.pt", "ends in .json"),
+        ("--policies a.pt --save-path x.md", "ends in .json"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_file(flags, says, tmp_path, monkeypatch, capsys):
@@ -215,3 +249,11 @@ def test_a_table_keeps_its_form_whatever_a_policy_is_called():
 def test_episodes_tell_of_success_in_a_collection_too():
     dataset = collect_demos("goals/Goals-v0", always(0.0), 3, seed=0)
     assert dataset.num_episodes == 3
+
+
+def test_paths_that_hold_a_sign_of_equality_or_end_alike_are_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("lr=0.1.pt", "p/a.pt", "q/a.pt"):
+        agent().save(path)
+    found = compare.compare(CompareConfig(("lr=0.1.pt", "p/a.pt", "q/a.pt", "x=p/a.pt"), "goals/Goals-v0", 3))
+    assert [each.name for each in found.contenders] == ["lr=0.1", "p/a.pt", "q/a.pt", "x", "random"]

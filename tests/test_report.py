@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import html.parser
+import importlib
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,18 +21,22 @@ import pytest
 
 from il_based_rl import pipeline
 from il_based_rl.__main__ import main
+from il_based_rl.agent import BCAgent
+from il_based_rl.collect import collect_demos
 from il_based_rl.compare import compare_policies
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import MissingExtraError, RenderError
 from il_based_rl.failure_analysis import analyse
-from il_based_rl.files import read_rows
+from il_based_rl.files import read_checkpoint, read_rows, write_checkpoint
 from il_based_rl.report import video as video_module
 from il_based_rl.report.found import find_runs
-from il_based_rl.report.page import Findings, page
+from il_based_rl.report.gather import Findings
+from il_based_rl.report.page import page
 from il_based_rl.report.plots import learning_curves, svg
-from il_based_rl.report.video import film, write_video
+from il_based_rl.report.video import film, frames_per_second, write_video
 
 SMALL = "--n-steps 64 --batch-size 32 --n-epochs 1 --hidden-dims 8 --eval-interval 64 --eval-episodes 2 --total-timesteps 192"
+REAL = importlib.import_module
 MARKUP = "<img src=x onerror=alert(1)>&\"'</style>"
 
 
@@ -181,7 +187,7 @@ def test_every_text_is_escaped(finished):
     failure = analyse(student, expert, Still.observation_space, Still.action_space) | {"reasons": [MARKUP]}
     metadata = {"env_id": MARKUP, "seed": MARKUP}
     demos = replace(DemoDataset.load(finished / "demos" / "ppo_expert_demos.npz"), metadata=metadata)
-    text = page(Findings(MARKUP, runs, comparison, [failure], demos, b"film", MARKUP, [MARKUP]))
+    text = page(Findings(MARKUP, runs, comparison, [failure], {MARKUP: demos}, b"film", MARKUP, [MARKUP]))
     read = Reader(text)
     assert MARKUP not in text
     assert "<img" not in text
@@ -218,6 +224,63 @@ def test_a_report_of_nothing_is_one_line_and_no_page(arguments, says, capsys):
     assert says in message
     assert "Traceback" not in message
     assert list(Path().iterdir()) == []
+
+
+def test_a_file_does_not_choose_which_module_is_imported(finished, capsys, monkeypatch):
+    payload = read_checkpoint(finished / "checkpoints" / "ppo_expert.pt")
+    payload["run"]["settings"]["env_id"] = "hostile_module:still/Still-v0"
+    write_checkpoint(finished / "checkpoints" / "ppo_expert.pt", payload)
+    imported = []
+    monkeypatch.setattr(importlib, "import_module", lambda name, *more: imported.append(name) or REAL(name, *more))
+    with pytest.raises(SystemExit) as leaving:
+        main(["report", "out", "--no-video"])
+    assert leaving.value.code == 2
+    assert "--env-id hostile_module:still/Still-v0" in capsys.readouterr().err
+    assert "hostile_module" not in imported
+    main(["report", "out", "--no-video", "--env-id", "still/Still-v0"])
+
+
+def test_the_expert_is_the_one_that_the_demonstrations_show(finished, capsys):
+    train(f"{finished}/checkpoints/a_newer_one.pt", "--lr", "0.5", seed=9)
+    capsys.readouterr()
+    main(["report", "out", "--no-video", "--num-episodes", "5"])
+    captured = capsys.readouterr()
+    assert "Comparing out/checkpoints/ppo_expert.pt with its student" in captured.out
+    assert "left out: out/checkpoints/a_newer_one.pt" in captured.err
+    main(["report", "out", "--no-video", "--num-episodes", "5", "--expert", "out/checkpoints/a_newer_one.pt"])
+    assert "Comparing out/checkpoints/a_newer_one.pt" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["report", "out", "--expert", "nowhere.pt"])
+    assert "no expert nowhere.pt under out" in capsys.readouterr().err
+
+
+def test_each_student_is_judged_by_its_own_demonstrations(finished):
+    other = collect_demos("still/Still-v0", lambda obs: np.float32([0.9 * obs[1]]), 5, seed=3)
+    other.save(finished / "demos" / "other.npz")
+    flags = f"--demo-path {finished}/demos/other.npz --save-path {finished}/checkpoints/other.pt --epochs 200 --hidden-dims 16"
+    main(["train", *flags.split()])
+    main(["report", "out", "--no-video", "--num-episodes", "5"])
+    failures = json.loads((finished / "report.json").read_text())["failures"]
+    (found,) = [each for each in failures if each["student"].endswith("other")]
+    demos = DemoDataset.load(finished / "demos" / "other.npz")
+    student = BCAgent.load(finished / "checkpoints" / "other.pt")
+    far = float(np.sqrt(np.mean((student.predict(demos.observations) - demos.actions) ** 2)))
+    assert found["error_on_demonstrations"] > 0
+    assert found["error_on_demonstrations"] * 0.02 <= far * 1.01  # in units of at least that
+    assert (finished / "report.html").read_text().count('<p class="caption">What the ') == 2
+
+
+def test_a_damaged_student_is_said_to_be_left_out(finished, capsys):
+    (finished / "checkpoints" / "bc_student.pt").write_bytes(b"nonsense")
+    main(["report", "out", "--no-video", "--num-episodes", "5"])
+    assert "bc_student.pt is left out, as it cannot be read" in capsys.readouterr().err
+    assert "bc_student.pt is left out, as it cannot be read" in (finished / "report.html").read_text()
+
+
+def test_no_two_parts_of_a_page_have_one_name(finished):
+    read = Reader((finished / "report.html").read_text())
+    names = [attributes["id"] for _, attributes in read.seen if "id" in attributes]
+    assert len(names) == len(set(names))
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -262,10 +325,16 @@ def test_nothing_overflows_in_a_browser(width, finished):
 
 
 def test_a_film_has_a_frame_for_each_state():
-    frames, speed = film(lambda obs: np.zeros(1, np.float32), "still/Still-v0", 0)
+    frames = list(film(lambda obs: np.zeros(1, np.float32), "still/Still-v0", 0))
     assert [int(frame[0, 0, 0]) for frame in frames] == [0, 10, 20, 30, 40]
-    assert speed == 10
-    assert len(film(lambda obs: np.zeros(1, np.float32), "still/Still-v0", 0, max_frames=3)[0]) == 3
+    assert frames_per_second("still/Still-v0") == 10
+    assert len(list(film(lambda obs: np.zeros(1, np.float32), "still/Still-v0", 0, max_frames=3))) == 3
+
+
+@pytest.mark.parametrize("told", [None, "abc", 0.0, 0.5, -3, 1e9, float("nan")])
+def test_a_speed_that_cannot_be_is_not_taken(told, monkeypatch):
+    monkeypatch.setattr(Still, "metadata", {"render_modes": ["rgb_array"], "render_fps": told})
+    assert frames_per_second("still/Still-v0") == 30
 
 
 def test_a_film_can_be_read_again_frame_by_frame(tmp_path):
@@ -289,7 +358,7 @@ def test_environments_are_drawn_without_a_display(env_id, monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     env = gym.make(env_id)
     env.action_space.seed(0)
-    frames, _ = film(lambda obs: env.action_space.sample(), env_id, 0, max_frames=4)
+    frames = list(film(lambda obs: env.action_space.sample(), env_id, 0, max_frames=4))
     assert all(frame.std() > 0 for frame in frames)
     assert not np.array_equal(frames[0], frames[-1])
 
@@ -305,26 +374,57 @@ def test_the_command_films_a_checkpoint(capsys):
 
 def test_films_that_cannot_be_made_are_one_line(capsys, monkeypatch):
     train("c/a.pt", env_id="still/Broken-v0")
+    Path("c.mp4").mkdir()
     for flags, code, says in (
         ("--env-id still/Broken-v0", 1, "cannot be drawn here: RuntimeError: no graphics"),
         ("--env-id CartPole-v1", 2, "do not fit"),
-        ("--env-id still/Still-v0 --save-path c", 2, "it is a folder"),
+        ("--env-id still/Still-v0 --save-path c.mp4", 2, "it is a folder"),
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
             main(f"video --checkpoint c/a.pt --save-path films/a.mp4 {flags}".split())
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert (leaving.value.code, says in line) == (code, True), line
-        assert list(Path().rglob("*.mp4")) == []
+        assert list(Path().rglob("*.mp4")) == [Path("c.mp4")]
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MissingExtraError, match=r"il_based_rl\[video\]"):
         write_video("a.mp4", [np.zeros((2, 2, 3), np.uint8)], 10)
 
 
-def test_what_is_no_picture_is_refused(monkeypatch):
-    monkeypatch.setattr(Still, "render", lambda self: None)
-    with pytest.raises(RenderError, match="expected uint8"):
-        film(lambda obs: np.zeros(1, np.float32), "still/Still-v0", 0)
+def leaves(self):
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("render", "says"),
+    [
+        (lambda self: None, "expected uint8"),
+        (lambda self: np.zeros((1, 1, 3), np.uint8), "expected uint8"),
+        (lambda self: np.zeros((4, 4 + self._steps, 3), np.uint8), r"shape \(4, 4, 3\), then of \(4, 5, 3\)"),
+        (leaves, "SystemExit: 3"),
+    ],
+    ids=["nothing", "a point", "another size", "leaves"],
+)
+def test_what_cannot_be_filmed_is_named_and_costs_a_report_the_film_alone(render, says, finished, monkeypatch):
+    monkeypatch.setattr(Still, "render", render)
+    with pytest.raises(RenderError, match=says):
+        list(film(lambda obs: np.zeros(1, np.float32), "still/Still-v0", 0))
+    main(["report", "out"])
+    text = (finished / "report.html").read_text()
+    assert "no video" in text
+    assert "How good they are" in text
+
+
+def test_an_encoder_that_fails_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg")
+    (tmp_path / "bad").write_text("#!/bin/sh\ncat > /dev/null\nexit 1\n")
+    (tmp_path / "bad").chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "bad"))
+    with pytest.raises(RenderError, match=r"film\.mp4 cannot be encoded"):
+        write_video(tmp_path / "film.mp4", [np.zeros((8, 8, 3), np.uint8)] * 3, 10)
+    with pytest.raises(RenderError, match="nothing was written"):
+        write_video(tmp_path / "film.mp4", [], 10)
+    assert not (tmp_path / "film.mp4").exists()
 
 
 def test_how_mujoco_draws_is_chosen_only_where_there_is_no_display_and_no_choice(monkeypatch):
@@ -339,6 +439,69 @@ def test_how_mujoco_draws_is_chosen_only_where_there_is_no_display_and_no_choice
 
 
 # ---- lists and curves ----
+
+
+def test_what_lies_beside_a_run_is_not_taken_for_it():
+    train("c/a.pt")
+    for name in ("a.best.pt", "a.mp4", "a.json", "a.0.pt", "a.pt.bak"):
+        Path("c", name).write_bytes(b"nonsense")
+    (run,) = find_runs(Path("c"))
+    assert (run.save_path, run.state) == (Path("c/a.pt"), "finished")
+
+
+def test_strangers_entries_neither_stop_nor_hang_a_list(capsys):
+    train("c/a.pt")
+    for name in ("link", "pipe", "lock", "rows"):
+        Path("c", name).mkdir()
+    Path("c/link/metrics.jsonl").symlink_to("nowhere")
+    os.mkfifo("c/pipe/metrics.jsonl")
+    Path("c/lock/metrics.jsonl").write_text("")
+    os.mkfifo("c/lock/.lock")
+    huge = "1" + "0" * 400
+    lines = [f'{{"step": {huge}, "eval_reward": 1}}', '{"step": 1, "eval_reward": 1e308}', '{"step": 2, "eval_reward": NaN}']
+    lines += ['{"step": 3, "eval_reward": -Infinity}', '{"step": 4, "eval_reward": 5}']
+    Path("c/rows/metrics.jsonl").write_text("\n".join(lines))
+    capsys.readouterr()
+    main(["runs", "c"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["a.pt", "lock.pt", "rows.pt"]
+    assert " 5.00 " in lines[3]
+    main(["plot", "c/rows", "--save-path", "one.svg"])
+    assert "use" in Path("one.svg").read_text()  # the marker of a single point
+
+
+def test_a_name_from_a_file_commands_no_terminal(capsys):
+    train("c/a.pt")
+    payload = read_checkpoint("c/a.pt")
+    payload["run"]["settings"]["env_id"] = "\x1b[31mred\x1b[2J\nforged line"
+    write_checkpoint("c/a.pt", payload)
+    capsys.readouterr()
+    main(["runs", "c"])
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert len(printed.splitlines()) == 2
+
+
+def test_names_are_no_formulas_and_no_legend_hides_them():
+    lines = {"$x_{": [([0.0, 1.0], [0.0, 1.0])], "_b": [([0.0, 1.0], [1.0, 0.0])], "s\udcff": []}
+    axes = learning_curves(lines, "a", "b").axes[0]
+    assert [text.get_text().strip() for text in axes.get_legend().get_texts()] == [r"\$x_{", "_b"]
+    assert "<svg" in svg(axes.figure, "s\udcff")
+
+
+def test_experts_and_students_have_no_common_axis(finished, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["plot", "out/checkpoints/ppo_expert.pt", "out/checkpoints/bc_student.pt", "--metric", "fast_path"])
+    assert leaving.value.code == 2
+    assert "one after the other" in capsys.readouterr().err
+
+
+def test_one_run_named_twice_is_one_and_how_loud_it_was_makes_no_difference(capsys):
+    train("a0.pt")
+    train("a1.pt", "--quiet", seed=1)
+    capsys.readouterr()
+    main(["plot", "a0.pt", "a0", "a1", "--save-path", "curves.png"])
+    assert capsys.readouterr().out.startswith("2 runs in 1 curves")
 
 
 def test_runs_are_listed_with_how_far_they_are(capsys):

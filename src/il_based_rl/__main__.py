@@ -15,7 +15,7 @@ COMMANDS = {
     "train": ("il_based_rl.train", "clone a student from demonstrations"),
     "evaluate": ("il_based_rl.evaluate", "play whole episodes with a policy, and print how good it is"),
     "compare": ("il_based_rl.compare", "say which of several policies is better, and how sure that is"),
-    "report": ("il_based_rl.report.page", "write one page about the expert and the students under a folder"),
+    "report": ("il_based_rl.report.gather", "write one page about the expert and the students under a folder"),
     "video": ("il_based_rl.report.video", "film a policy"),
     "runs": ("il_based_rl.report.listing", "list the runs under a folder"),
     "plot": ("il_based_rl.report.plots", "draw learning curves of runs"),

@@ -100,7 +100,7 @@ def _termination_as_exception() -> Iterator[None]:
 def say(text: str) -> None:
     """Print a result on standard output at once, clear of any progress bar."""
     try:
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(_harmless(text), file=sys.stdout)
         sys.stdout.flush()
     except OSError:  # whoever read it has gone, or its disk is full; the work goes on
         _mute()
@@ -153,7 +153,7 @@ def _mute() -> None:
 def notice(text: str) -> None:
     """Tell the user something that is no result, on standard error."""
     with contextlib.suppress(OSError):  # its disk may be full, which must not stop the work
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(_harmless(text), file=sys.stderr)
 
 
 def notice_path(reason_against_fast_path: str | None) -> float:
@@ -164,4 +164,10 @@ def notice_path(reason_against_fast_path: str | None) -> float:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return _harmless(" ".join(str(error).split()))
+
+
+def _harmless(text: str) -> str:
+    """Leave out what commands a terminal, or cannot be written, as a name from a stranger's file may hold it."""
+    kept = "".join(sign if sign in "\n\t" or sign.isprintable() else "?" for sign in text)
+    return kept.encode("utf-8", "replace").decode()

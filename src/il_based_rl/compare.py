@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 _KEPT_EPISODES = 20
 """So many episodes of each policy are kept whole, for a closer look."""
-_LATENCY_CALLS = 1_000
+_LATENCY_CALLS, _LATENCY_SECONDS = 1_000, 1.0
+"""So many answers are timed, or for so long."""
 
 
 def compare_policies(
@@ -70,7 +72,10 @@ def compare_policies(
     from il_based_rl.seeding import start_seeds as seeds_for
 
     seeds = list(seeds_for(seed, "evaluation", max(num_episodes, 0)) if start_seeds is None else start_seeds)
-    listed = {name: list(given) if isinstance(given, list | tuple) else [given] for name, given in policies.items()}
+    listed = {str(name): list(given) if isinstance(given, list | tuple) else [given] for name, given in policies.items()}
+    _require_one_random(listed)
+    if success_threshold is not None and not math.isfinite(success_threshold):
+        raise ConfigError(f"success_threshold must be a finite number, got {success_threshold}")
     if not listed or not all(listed.values()) or len(seeds) < 2:
         raise ConfigError(f"a comparison needs policies and two start states, got {listed} and {len(seeds)} start states")
     listed.setdefault(RANDOM, [RANDOM])
@@ -90,6 +95,14 @@ def compare_policies(
     return compared(contenders, env_id, seeds, generator(seed, "comparison"), success_threshold)
 
 
+def _require_one_random(listed: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ConfigError if what is called random is a policy of another kind, or what is random is called otherwise."""
+    for name, given in listed.items():
+        random = [isinstance(each, str) and not _is_path(each) for each in given]
+        if (name == "random") != any(random) or (any(random) and len(given) > 1):
+            raise ConfigError(f"the name random stands for the random policy alone, got {name}={given}; choose another name")
+
+
 def _is_path(given: Any) -> bool:
     from il_based_rl.comparison import RANDOM
 
@@ -105,12 +118,14 @@ def _latency(agent: Any, rows: np.ndarray) -> np.ndarray | None:
     """Time single answers, as a controller would ask for them."""
     import numpy as np
 
-    ask, taken = getattr(agent, "predict", agent), []
+    ask, taken, begun = getattr(agent, "predict", agent), [], time.perf_counter()
     try:
         for k in range(_LATENCY_CALLS):
             started = time.perf_counter()
             ask(rows[k % len(rows)])
             taken.append(time.perf_counter() - started)
+            if time.perf_counter() - begun > _LATENCY_SECONDS:
+                break
     except Exception:  # another author's agent may want an observation as its environment gives it
         return None
     return np.array(taken)
@@ -152,11 +167,21 @@ def compare(config: CompareConfig) -> Comparison:
 
 
 def _named(given: Sequence[str]) -> dict[str, list[str]]:
-    """Read `NAME=PATH` or `PATH`; several of one name are training runs of one policy."""
+    """Read `NAME=PATH` or `PATH`; several of one name are training runs of one policy.
+
+    Raises:
+        ConfigError: A name is empty.
+    """
     named: dict[str, list[str]] = {}
+    bare = [text for text in given if "=" not in text or Path(text).is_file()]
     for text in given:
-        name, equals, path = text.partition("=")
-        named.setdefault(name if equals else Path(text).stem, []).append(path if equals else text)
+        name, _, path = text.partition("=")
+        if text in bare:
+            alike = [other for other in bare if Path(other).stem == Path(text).stem]
+            name, path = Path(text).stem if len(alike) == 1 else text, text
+        if not name:
+            raise ConfigError(f"--policies {text} names no policy; expected NAME=PATH or PATH")
+        named.setdefault(name, []).append(path)
     return named
 
 

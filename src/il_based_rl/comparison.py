@@ -23,6 +23,7 @@ from il_based_rl.statistics import (
     difference,
     estimate,
     probability_of_improvement,
+    proportion,
     share_of_advantage,
 )
 
@@ -52,9 +53,14 @@ class Contender:
         return np.stack([result.returns for result in self.results])
 
     @property
+    def run_means(self) -> np.ndarray:
+        """Mean return of each run. Shape (runs,)."""
+        return self.returns.mean(axis=1)
+
+    @property
     def values(self) -> np.ndarray:
         """What intervals are drawn from: returns by start state of a single run, mean returns of several. Shape (n,)."""
-        return self.returns[0] if len(self.results) == 1 else self.returns.mean(axis=1)
+        return self.returns[0] if len(self.results) == 1 else self.run_means
 
 
 @dataclass(frozen=True)
@@ -135,25 +141,34 @@ def _success_rate(contender: Contender, threshold: float | None, random: np.rand
     else:
         return None
     rates = succeeded.astype(float)
-    return asdict(estimate("mean", rates[0] if len(rates) == 1 else rates.mean(axis=1), random))
+    if len(rates) == 1:
+        return asdict(proportion(rates[0]))
+    found = estimate("mean", rates.mean(axis=1), random)
+    return asdict(Estimate(found.value, max(0.0, found.low), min(1.0, found.high)))
 
 
 def _pair(one: Contender, other: Contender, random: np.random.Generator) -> dict[str, Any]:
     paired = len(one.results) == len(other.results) == 1
+    # A single run says nothing of how its method varies; the random policy has nothing that varies but its episodes, and is
+    # met by each run on the same start states.
+    a, b = (each.values if paired else each.run_means for each in (other, one))
+    known = not paired and RANDOM in (one.name, other.name)
+    a, b = np.broadcast_arrays(a, b) if known else (a, b)
     return {
         "policy": other.name,
         "against": one.name,
         "paired": paired,
-        "difference": asdict(difference(other.values, one.values, random, paired=paired)),
-        "probability_of_improvement": asdict(probability_of_improvement(other.values, one.values, random, paired=paired)),
+        "difference": asdict(difference(a, b, random, paired=paired or known)),
+        "probability_of_improvement": asdict(probability_of_improvement(a, b, random, paired=paired or known)),
     }
 
 
 def _share(policy: Contender, reference: Contender, baseline: Contender, random: np.random.Generator) -> Estimate:
-    several = [each for each in (policy, reference) if len(each.results) > 1]
-    if not several:
+    paired = len(policy.results) == len(reference.results) == 1
+    if paired:
         return share_of_advantage(policy.values, reference.values, baseline.values, random, paired=True)
-    return share_of_advantage(policy.values, reference.values, baseline.values, random, paired=False)
+    a, b = (each.run_means - baseline.run_means for each in (policy, reference))
+    return share_of_advantage(a, b, np.zeros(max(len(a), len(b))), random, paired=False)
 
 
 def difference_is_clear(pairs: Sequence[dict[str, Any]], against: str, policy: str) -> bool:
@@ -163,30 +178,38 @@ def difference_is_clear(pairs: Sequence[dict[str, Any]], against: str, policy: s
 
 def _sentences(numbers: dict[str, Any]) -> list[str]:
     """Say in words how each policy stands to the reference."""
-    reference, sentences = numbers["reference"], []
+    reference, sentences = _the(numbers["reference"]), []
     for pair in numbers["pairs"]:
-        if pair["against"] != reference:
+        if pair["against"] != numbers["reference"]:
             continue
         name, found, share = pair["policy"], pair["difference"], numbers["shares_of_advantage"].get(pair["policy"])
         if math.isnan(found["low"]):
-            verdict = "cannot be told apart from it by one training run against several"
+            verdict = f"cannot be told apart from {reference}: one training run against several says nothing about its luck"
         elif found["high"] < 0.0:
-            verdict = f"is worse than the {reference}, by {_range(-found['value'], -found['high'], -found['low'])} of return"
+            verdict = f"is worse than {reference}, by {_range(-found['value'], -found['high'], -found['low'])} of return"
         elif found["low"] > 0.0:
-            verdict = f"is better than the {reference}, by {_range(found['value'], found['low'], found['high'])} of return"
+            verdict = f"is better than {reference}, by {_range(found['value'], found['low'], found['high'])} of return"
         else:
             shown = _range(found["value"], found["low"], found["high"])
-            verdict = f"does not clearly differ from the {reference}: {shown} of return"
+            verdict = f"does not clearly differ from {reference}: {shown} of return"
         if share is not None and math.isfinite(share["low"]):
             kept = _shown(share, 100, " %")
-            sentences.append(f"The {name} keeps {kept} of the {reference}'s advantage over {RANDOM}; it {verdict}.")
+            sentences.append(f"{_the(name)} keeps {kept} of {reference}'s advantage over {RANDOM}; it {verdict}.")
         else:
-            sentences.append(f"The {name} policy {verdict}.")
-    return sentences
+            sentences.append(f"{_the(name)} {verdict}.")
+    return [sentence[0].upper() + sentence[1:] if sentence.startswith("the ") else sentence for sentence in sentences]
+
+
+def _the(name: str) -> str:
+    """Name a policy in a sentence; whatever is no word of ours stands as it is."""
+    return {"expert": "the expert", "student": "the student", RANDOM: "the random policy"}.get(name, name)
 
 
 def _range(value: float, low: float, high: float, unit: str = "") -> str:
-    decimals = 1 if unit or max(abs(low), abs(high)) >= 10 else 2 if max(abs(low), abs(high)) >= 0.01 else 4
+    if max(abs(low), abs(high)) >= 1e7:  # as digits they would be none
+        return f"{value:.4g}{unit} [{low:.4g}, {high:.4g}]"
+    largest = max(abs(low), abs(high))
+    decimals = 1 if unit or largest >= 10 else 4 if 0.0 < largest < 0.01 else 2
     return f"{value:.{decimals}f}{unit} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
@@ -221,7 +244,9 @@ def _shown(found: dict[str, float] | None, factor: float = 1.0, unit: str = "") 
     if found is None:
         return "-"
     value, low, high = (factor * found[end] for end in ("value", "low", "high"))
-    return f"{value:.2f}{unit}" if math.isnan(low) else _range(value, low, high, unit)
+    if math.isnan(low):
+        return f"{value:.4g}{unit}" if abs(value) >= 1e7 else f"{value:.2f}{unit}"
+    return _range(value, low, high, unit)
 
 
 def table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

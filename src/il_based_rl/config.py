@@ -323,7 +323,7 @@ class EvaluateConfig:
 class CompareConfig:
     """Settings of `il-rl compare`."""
 
-    policies: tuple[str, ...] = ("expert=checkpoints/ppo_expert.pt", "student=checkpoints/bc_student.pt")
+    policies: tuple[str, ...] = ("expert=checkpoints/ppo_agent.pt", "student=checkpoints/bc_student.pt")
     """Checkpoints as NAME=PATH or PATH, the one that the others are measured against first; several of one name are training
     runs of one policy. A random policy is added."""
     env_id: str = "Pendulum-v1"
@@ -347,6 +347,7 @@ class CompareConfig:
         _require_threshold(self.success_threshold)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
+        _require(Path(self.save_path).suffix == ".json", "save_path", self.save_path, "a path that ends in .json")
 
 
 @dataclass(frozen=True)
@@ -384,7 +385,11 @@ class ReportConfig:
     """Settings of `il-rl report`."""
 
     folder: Positional[str] = "."
-    """Folder with runs below it, such as a pipeline's output-dir; the page goes there, as report.html."""
+    """Folder with runs below it, such as a pipeline's output-dir; the page goes there, as report.html and report.json."""
+    expert: str | None = None
+    """The expert's save path; None takes the one whose actions the students' demonstrations show, or else the newest."""
+    env_id: str | None = None
+    """Gymnasium environment ID; None takes the expert's, unless code would have to be imported for it."""
     num_episodes: int = 100
     """Start states that the policies are compared from."""
     seed: int = 0
@@ -425,6 +430,7 @@ class VideoConfig:
         _require_positive(self, "num_episodes", "max_frames")
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
+        _require(Path(self.save_path).suffix == ".mp4", "save_path", self.save_path, "a path that ends in .mp4")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ _MOST_STATES = 4_000
 """States that errors are measured on, and distances; whole episodes up to there, one at least."""
 _MOST_NEIGHBOURS = 20_000
 _WORST = 5
+_LEAST_SPREAD = 0.02
+"""An expert whose actions vary less (in half ranges, or in the share of those that are not the usual one) counts as this."""
 _LARGE, _GROWN = 0.3, 2.0
 """An error above the first is large (1 is a policy that always does the same); one that grew by the second has grown."""
 
@@ -90,7 +92,10 @@ def analyse(
     if demos is not None:
         shown = _some([episode.observations for episode in demos.episodes])
         answered = np.concatenate(_asked(acting[0], codec, shown))
-        numbers["error_on_demonstrations"] = unit.total(unit.errors(answered, demos.actions[: len(answered)]))
+        # Sampled actions scatter around what the expert means to do, which it is asked for then.
+        sampled = demos.metadata.get("deterministic") is False
+        labels = np.concatenate(_asked(acting[1], codec, shown)) if sampled else demos.actions[: len(answered)]
+        numbers["error_on_demonstrations"] = unit.total(unit.errors(answered, labels))
         numbers["distance"] = _distances(codec, demos, own, experts)
     return numbers
 
@@ -99,14 +104,15 @@ class _Unit:
     """What an action's error is measured in."""
 
     def __init__(self, space: gym.Space[Any], expert_actions: np.ndarray) -> None:
-        self._box = isinstance(space, spaces.Box)
-        flat = expert_actions.reshape(len(expert_actions), -1)
-        if self._box:
+        flat, self._box = expert_actions.reshape(len(expert_actions), -1), isinstance(space, spaces.Box)
+        if isinstance(space, spaces.Box):
             spread = flat.astype(np.float64).std(axis=0)
-            self._scale = np.where(spread > 0, spread, 1.0)
+            low, high = (np.ravel(end).astype(np.float64) for end in (space.low, space.high))
+            half_range = np.where(np.isfinite(low) & np.isfinite(high), 0.5 * (high - low), 1.0)
+            self._scale = np.maximum(spread, _LEAST_SPREAD * half_range)
         else:
             most = [np.unique(column, return_counts=True)[1].max() for column in flat.T]
-            self._scale = np.array(max(1.0 - float(np.mean(most)) / len(flat), 1.0 / len(flat)))
+            self._scale = np.array(max(1.0 - float(np.mean(most)) / len(flat), _LEAST_SPREAD))
 
     def errors(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Return one number for each state, of which `total` makes an error. Shape (states,)."""

@@ -29,7 +29,7 @@ def pipeline(config: PipelineConfig) -> Comparison:
     from il_based_rl.files import require_writable
     from il_based_rl.heads import action_head
     from il_based_rl.report.found import read_run
-    from il_based_rl.report.page import PAGE, report
+    from il_based_rl.report.gather import PAGE, report
     from il_based_rl.train import train
     from il_based_rl.train_ppo import train_ppo
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 FEW = 30
 """Of fewer values than this a bootstrap's interval is too narrow, see docs/statistics.md; Student's t takes its place."""
-FEW_FOR_DECILE = 50
+FEW_FOR_DECILE = 100
 """Of fewer values than this a tenth is too few to say how sure its mean is; no interval is given."""
 RESAMPLES = 2_000
 _BATCH = 200
@@ -98,7 +98,7 @@ def estimate(name: str, values: np.ndarray, random: np.random.Generator) -> Esti
     statistic, few = STATISTICS[name], len(values) < FEW
     if len(values) < 2 or (name == "worst_decile" and len(values) < FEW_FOR_DECILE):
         return Estimate(float(statistic(values)), math.nan, math.nan)
-    if few and name == "mean":
+    if few and (name == "mean" or (name == "interquartile_mean" and len(values) < 4)):  # of fewer than four none is cut off
         return Estimate(float(statistic(values)), *mean_interval(values))
     if few and name == "interquartile_mean":
         low, high = stats.mstats.trimmed_mean_ci(values, limits=(0.25, 0.25), alpha=0.05)
@@ -140,6 +140,17 @@ def bootstrap(
     return Estimate(value, float(low), float(high))
 
 
+def proportion(shares: np.ndarray) -> Estimate:
+    """Estimate a probability from independent outcomes: 1, 0, or in between for a tie. Shape (n,).
+
+    The interval is Wilson's (1927), which stays between 0 and 1 and says something of outcomes that are all the same.
+    """
+    n, p, z = len(shares), float(np.mean(shares)), float(stats.norm.ppf(0.975))
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half_width = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Estimate(p, max(0.0, centre - half_width), min(1.0, centre + half_width))
+
+
 def difference(one: np.ndarray, other: np.ndarray, random: np.random.Generator, *, paired: bool) -> Estimate:
     """Estimate by how much the mean of one is above that of the other; if not paired and few, by Welch's t."""
     if paired:
@@ -159,9 +170,8 @@ def probability_of_improvement(one: np.ndarray, other: np.ndarray, random: np.ra
     Paired, on the same start state; else of any run of the one and any of the other, as Agarwal et al. (2021) have it.
     """
     if paired:
-        wins = np.where(one == other, 0.5, (one > other).astype(float))
-        return estimate("mean", wins, random) if len(wins) >= FEW else Estimate(float(wins.mean()), math.nan, math.nan)
-    if min(len(one), len(other)) < 2:
+        return proportion(np.where(one == other, 0.5, (one > other).astype(float)))
+    if min(len(one), len(other)) < 4:  # of fewer runs a bootstrap's intervals hold less than nine times in ten
         return Estimate(float(_wins(one, other)), math.nan, math.nan)
     return bootstrap(_wins, [one, other], random)
 
@@ -174,13 +184,24 @@ def _wins(one: np.ndarray, other: np.ndarray, axis: int = -1) -> Any:
 def share_of_advantage(
     policy: np.ndarray, reference: np.ndarray, baseline: np.ndarray, random: np.random.Generator, *, paired: bool
 ) -> Estimate:
-    """Estimate which share of the reference's advantage over the baseline a policy keeps: 1 all of it, 0 none."""
+    """Estimate which share of the reference's advantage over the baseline a policy keeps: 1 all of it, 0 none.
+
+    Of few values the interval is Student's t for the ratio made linear (the delta method), with the least of their degrees of
+    freedom.
+    """
 
     def share(p: np.ndarray, r: np.ndarray, b: np.ndarray, axis: int = -1) -> Any:
         low = np.mean(b, axis=axis)
         return (np.mean(p, axis=axis) - low) / (np.mean(r, axis=axis) - low)
 
-    samples = [policy, reference, baseline]
-    if min(map(len, samples)) < 2:
-        return Estimate(float(share(policy, reference, baseline)), math.nan, math.nan)
-    return bootstrap(share, samples, random, paired=paired)
+    samples, value = [policy, reference, baseline], float(share(policy, reference, baseline))
+    count = min(map(len, samples))
+    if count < 2:
+        return Estimate(value, math.nan, math.nan)
+    if count >= FEW:
+        return bootstrap(share, samples, random, paired=paired)
+    # d(share) = (d(p) - share d(r) - (1 - share) d(b)) / advantage
+    weighted = [policy, -value * reference, -(1.0 - value) * baseline]
+    variance = float(np.var(sum(weighted), ddof=1)) / count if paired else sum(np.var(x, ddof=1) / len(x) for x in weighted)
+    half_width = stats.t.ppf(0.975, count - 1) * math.sqrt(variance) / abs(reference.mean() - baseline.mean())
+    return Estimate(value, value - float(half_width), value + float(half_width))

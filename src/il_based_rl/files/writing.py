@@ -81,7 +81,7 @@ def _sync_folder(folder: Path) -> None:
 
 def is_held(path: Path) -> bool:
     """Whether a process holds a file by `exclusive`."""
-    if fcntl is None or not path.exists():
+    if fcntl is None or not path.is_file():
         return False
     try:
         with open(path, "rb") as handle:

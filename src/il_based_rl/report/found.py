@@ -14,6 +14,7 @@ from il_based_rl.errors import FileFormatError, FileMissingError
 from il_based_rl.files import is_held, read_checkpoint, read_rows
 
 METRICS = "metrics.jsonl"
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ class FoundRun:
         return "finished" if self.total is not None and self.step >= self.total else "interrupted"
 
     @property
+    def written(self) -> float:
+        """When its last row was written, in seconds since 1970; 0 where that is not known."""
+        with contextlib.suppress(OSError):
+            return (self.folder / METRICS).stat().st_mtime
+        return 0.0
+
+    @property
     def resumes(self) -> list[Any]:
         """At which steps it was gone on with, and how exactly."""
         resumes = self._run.get("resumes")
@@ -80,15 +88,21 @@ class FoundRun:
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Return the steps and the values of one metric."""
         pairs = [(row.get("step"), row.get(name)) for row in self.rows]
-        told = [(float(step), float(x)) for step, x in pairs if isinstance(step, int) and isinstance(x, int | float)]
-        return [step for step, _ in told], [x for _, x in told]
+        told = [(_moderate(step), _moderate(x)) for step, x in pairs]
+        kept = [(step, x) for step, x in told if step is not None and x is not None]
+        return [step for step, _ in kept], [x for _, x in kept]
+
+
+def _moderate(x: Any) -> float | None:
+    """Return a number that can be drawn; what a file holds may be any, or none."""
+    return float(x) if isinstance(x, int | float) and -_LARGEST < x < _LARGEST else None
 
 
 def find_runs(folder: Path) -> Iterator[FoundRun]:
     """Yield the runs in a folder and in those below it, in the order of their names."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))  # no virtual environment, no repository
-        if METRICS in files:
+        if METRICS in files and (Path(place) / METRICS).is_file():  # and no dangling link, nor a pipe
             yield read_run(Path(place))
 
 
@@ -108,5 +122,8 @@ def _save_path(folder: Path) -> Path:
     """Return the save path that a run's folder belongs to, see `experiment.run.RunFiles`."""
     if folder.name.endswith(".run"):
         return folder.with_name(folder.name.removesuffix(".run"))
-    beside = [path for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.*")) if path.is_file()]
-    return next((path for path in beside if ".bak" not in path.suffix), folder.with_name(f"{folder.name}.pt"))
+    usual = folder.with_name(f"{folder.name}.pt")
+    beside = [path for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.*")) if path.stem == folder.name]
+    kinds = [".bak", ".npz", ".mp4", ".png", ".json", ".md", ".html", ".csv", ".svg"]  # that lie beside runs and are none
+    other = [path for path in beside if path.is_file() and not path.suffix.startswith(tuple(kinds))]
+    return usual if usual.is_file() or not other else other[0]

@@ -35,7 +35,7 @@ def list_runs(config: RunsConfig) -> list[FoundRun]:
     if not folder.is_dir():
         raise FileMissingError(f"there is no folder {folder}; expected one with runs in it, such as checkpoints")
     runs = list(find_runs(folder))
-    rows = [_COLUMNS, *(_row(run, folder) for run in runs)]
+    rows = [_COLUMNS, *(tuple(" ".join(cell.split()) for cell in _row(run, folder)) for run in runs)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(_COLUMNS))]
     for row in rows:
         cli.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -46,11 +46,11 @@ def list_runs(config: RunsConfig) -> list[FoundRun]:
 
 def _row(run: FoundRun, folder: Path) -> tuple[str, ...]:
     returns = run.series("eval_reward")[1] or run.series("episode_return")[1]
-    written = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / "metrics.jsonl").stat().st_mtime))
+    written = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.written))
     steps = f"{run.step:,}" + ("" if run.total is None else f" of {run.total:,}")
     last, best = (f"{x:.2f}" for x in (returns[-1], max(returns))) if returns else ("-", "-")
     name = str(run.save_path.relative_to(folder)) if run.save_path.is_relative_to(folder) else str(run.save_path)
-    return name, run.env_id, run.kind, steps, last, best, run.state, written
+    return name[-80:], run.env_id[:40], run.kind[:8], steps, last, best, run.state, written
 
 
 if __name__ == "__main__":

@@ -1,180 +1,25 @@
-"""One page about an expert and its students: how they learned, how good they are, where they fail. The command."""
+"""The page of a report: one file, without scripts, that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
 import base64
 import html
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from il_based_rl import cli
-from il_based_rl.config import ReportConfig
-from il_based_rl.errors import FileMissingError, UserError
+from il_based_rl.errors import UserError
 
 if TYPE_CHECKING:
     from il_based_rl.comparison import Comparison
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.report.found import FoundRun
+    from il_based_rl.report.gather import Findings
 
-# What is heavy (torch, Gymnasium, matplotlib) is imported inside the functions, so that --help need not wait for it.
+# What is heavy (Gymnasium, matplotlib) is imported inside the functions.
 
-PAGE, NUMBERS = "report.html", "comparison.json"
-_MOST_VIDEO_BYTES = 12 * 2**20
-_MOST_FRAMES = 1_000
 _STYLE = Path(__file__).with_name("page.css")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run `il-rl report`."""
-    description = "Write one page about the expert and the students under a folder, which needs no network to be read."
-    cli.run(lambda: report(cli.parse(ReportConfig(), argv, prog="il-rl report", description=description)))
-
-
-@dataclass
-class Findings:
-    """All that a page is made of."""
-
-    title: str
-    runs: Sequence[FoundRun]
-    comparison: Comparison
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    """Of each student, see `failure_analysis.analyse`; with `reasons`, in words."""
-    demos: DemoDataset | None = None
-    film: bytes | None = None
-    """Expert and student side by side, as MP4."""
-    caption: str = ""
-    warnings: list[str] = field(default_factory=list)
-
-
-def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comparison | None = None) -> Path:
-    """Gather what a page says, write it and, beside it, its numbers, and return its path.
-
-    Args:
-        config: All settings.
-        runs: The expert and its students; where none are given, the first expert's in the folder and those of its environment.
-        comparison: Of these runs, where it was made already.
-
-    Raises:
-        FileMissingError: There is no such folder, or no expert in it.
-        See `compare.compare_policies`.
-    """
-    from il_based_rl.compare import compare_policies
-    from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.files import require_writable, write_json, write_text
-    from il_based_rl.report.found import find_runs
-
-    folder = Path(config.folder)
-    if not folder.is_dir():
-        raise FileMissingError(f"there is no folder {folder}; expected one with runs in it, such as a pipeline's --output-dir")
-    require_writable(folder / PAGE)
-    if not runs:
-        whole = [run for run in find_runs(folder) if run.payload]
-        experts = [run for run in whole if run.kind == "ppo"]
-        if not experts:
-            raise FileMissingError(f"there is no expert under {folder}; train-ppo writes one, and pipeline all of it")
-        runs = [experts[0], *(run for run in whole if run is not experts[0] and run.env_id == experts[0].env_id)]
-    expert = runs[0]
-    with warnings.catch_warnings(record=True) as raised, fitting_threads([]):
-        if comparison is None:
-            cli.say(f"Comparing {len(runs)} policies on {expert.env_id}, {config.num_episodes} episodes each...")
-            comparison = compare_policies(
-                _named(runs),
-                expert.env_id,
-                config.num_episodes,
-                config.seed,
-                success_threshold=config.success_threshold,
-                quiet=config.quiet,
-            )
-        findings = Findings(f"{expert.env_id}: {comparison.contenders[0].name} and its students", runs, comparison)
-        findings.demos = _demonstrations(runs, folder)
-        findings.failures = list(_failures(comparison, findings.demos))
-        if config.video:
-            _film(findings)
-    findings.warnings += sorted({" ".join(str(each.message).split()) for each in raised})
-    write_json(folder / NUMBERS, comparison.numbers | {"failures": findings.failures})
-    write_text(folder / PAGE, page(findings))
-    cli.say(f"Report saved to {folder / PAGE}")
-    return folder / PAGE
-
-
-def _named(runs: Sequence[FoundRun]) -> dict[str, Path]:
-    """Call the only expert and the only student so; several by their files."""
-    kinds = [run.kind for run in runs]
-    words = {"ppo": "expert", "bc": "student"}
-    return {
-        words[run.kind]
-        if kinds.count(run.kind) == 1 and run.kind in words
-        else str(run.save_path.with_suffix("")): run.save_path
-        for run in runs
-    }
-
-
-def _demonstrations(runs: Sequence[FoundRun], folder: Path) -> DemoDataset | None:
-    """Read the demonstrations that a student learned from, if they are still those."""
-    from il_based_rl.dataset import DemoDataset
-
-    for run in runs:
-        path = run.settings.get("demo_path")
-        for place in () if not isinstance(path, str) else (Path(path), folder / path, folder / "demos" / Path(path).name):
-            try:
-                demos = DemoDataset.load(place)
-            except UserError:
-                continue
-            if demos.fingerprint == run.settings.get("demonstrations"):
-                return demos
-    return None
-
-
-def _failures(comparison: Comparison, demos: DemoDataset | None) -> Iterator[dict[str, Any]]:
-    from il_based_rl.agent import BCAgent
-    from il_based_rl.comparison import difference_is_clear
-    from il_based_rl.failure_analysis import analyse, reasons
-
-    expert = comparison.contenders[0]
-    for student in comparison.contenders[1:]:
-        if isinstance(student.agents[0], BCAgent):
-            policy = student.agents[0].policy
-            found = analyse(student, expert, policy.codec.space, policy.action_space, demos)
-            worse = difference_is_clear(comparison.numbers["pairs"], expert.name, student.name)
-            yield found | {"reasons": reasons(found, falls_short=worse)}
-
-
-def _film(findings: Findings) -> None:
-    """Film the expert, and the student beside it, from the start state where they part most; never fail for it."""
-    from il_based_rl.files import bytes_written
-    from il_based_rl.report.video import film, write_video
-
-    contenders, numbers = findings.comparison.contenders, findings.comparison.numbers
-    pair = [contenders[0], *(each for each in contenders[1:] if not isinstance(each.agents[0], str))][:2]
-    lost = pair[0].returns[0] - pair[-1].returns[0]
-    start = int(lost.argmax())
-    seed = numbers["start_seeds"][start]
-    try:
-        films = [film(each.agents[0], numbers["env_id"], seed, max_frames=_MOST_FRAMES) for each in pair]
-        frames, speed = _side_by_side([frames for frames, _ in films]), films[0][1]
-        content = bytes_written(lambda path: write_video(path, frames, speed), "film.mp4")
-    except UserError as error:
-        findings.warnings.append(f"no video: {error}")
-        cli.notice(f"no video: {error}")
-        return
-    if len(content) > _MOST_VIDEO_BYTES:
-        findings.warnings.append(f"no video: its {len(content) / 2**20:.0f} MiB are too many for a page; see il-rl video")
-        return
-    findings.film = content
-    names = " and ".join(f"{each.name} (return {each.returns[0, start]:.2f})" for each in pair)
-    findings.caption = f"{names}, left to right, from the start state where the second loses most: seed {seed}."
-
-
-def _side_by_side(films: Sequence[Sequence[Any]]) -> list[Any]:
-    """Join films frame by frame; one that is over stands still."""
-    import numpy as np
-
-    longest = max(map(len, films))
-    return [np.concatenate([frames[min(t, len(frames) - 1)] for frames in films], axis=1) for t in range(longest)]
 
 
 def page(findings: Findings) -> str:
@@ -184,11 +29,11 @@ def page(findings: Findings) -> str:
         _section("At work", _video(findings)),
         _section("How they learned", _curves(findings.runs)),
         _section("Where the student fails", _failure(findings.failures)),
-        _section("Demonstrations", _card(findings.demos)),
+        _section("Demonstrations", "".join(_card(name, demos) for name, demos in findings.demos.items())),
         _section("Settings and versions", _settings(findings)),
     ]
     title = html.escape(findings.title)
-    return (
+    text = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
@@ -196,6 +41,7 @@ def page(findings: Findings) -> str:
         + "".join(parts)
         + "</main>\n</body>\n</html>\n"
     )
+    return text.encode("utf-8", "replace").decode()  # as a file's name may hold what is no text
 
 
 def _section(title: str, content: str) -> str:
@@ -213,7 +59,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -
     )
     label = html.escape(caption)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table><caption>{label}</caption>\n'
+        f'<p class="caption">{label}</p>\n<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
 
@@ -235,12 +81,14 @@ def _comparison(comparison: Comparison) -> str:
     numbers = comparison.numbers
     count = len(numbers["start_seeds"])
     returns = {policy["name"]: np.ravel(policy["returns"]) for policy in numbers["policies"]}
+    unpaired = any(not pair["paired"] for pair in numbers["pairs"])
+    how = "of the means of their training runs" if unpaired else "start state by start state"
     caption = "Share of episodes whose return reaches at least the value below: a line further right is better."
     return (
         _paragraphs(numbers["sentences"], ' class="verdict"')
         + _table(*table(numbers), f"Policies from the same {count} start states; brackets are intervals of 95 %")
         + _figure(svg(performance_profiles(returns), caption), caption)
-        + _table(*pair_table(numbers), "Differences between policies, start state by start state")
+        + _table(*pair_table(numbers), f"Differences between policies, {how}")
         + _paragraphs([f"Warning: {each}." for each in numbers["warnings"]])
     )
 
@@ -298,7 +146,7 @@ def _failure(failures: Sequence[Mapping[str, Any]]) -> str:
             "Errors of actions: 0 does as the expert, 1 is as far off as a policy that always does the same. Distances: from "
             "the nearest demonstrated state, in standard deviations; one state in twenty is further away"
         )
-        written += _table(["error", ""], rows, meaning)
+        written += _table(["error", "value"], rows, meaning)
         written += _figure(svg(errors_over_time(curves), caption), caption)
         worst = [[str(each["seed"]), f"{each['expert']:.2f}", f"{each['student']:.2f}"] for each in found["worst_starts"]]
         if worst:
@@ -306,7 +154,7 @@ def _failure(failures: Sequence[Mapping[str, Any]]) -> str:
     return written
 
 
-def _card(demos: DemoDataset | None) -> str:
+def _card(student: str, demos: DemoDataset | None) -> str:
     if demos is None:
         return ""
     facts = demos.summary() | {"seed": demos.metadata.get("seed"), "deterministic": demos.metadata.get("deterministic")}
@@ -315,7 +163,7 @@ def _card(demos: DemoDataset | None) -> str:
         facts["actions at a bound"] = f"{saturation:.1%}"
     facts["start seeds"] = len(set(demos.seeds.tolist()))
     rows = [[name.replace("_", " "), f"{x:,.2f}" if isinstance(x, float) else str(x)] for name, x in facts.items()]
-    return _table(["demonstrations", ""], rows, "What the student learned from")
+    return _table(["demonstrations", "value"], rows, f"What the {student} learned from")
 
 
 def _saturation(demos: DemoDataset) -> float | None:
@@ -343,7 +191,3 @@ def _settings(findings: Findings) -> str:
     versions = [[name, version] for name, version in findings.comparison.numbers["versions"].items()]
     written += _table(["package", "version"], versions, "Versions that this page was made with")
     return written + _paragraphs([f"Warning: {each}" for each in findings.warnings])
-
-
-if __name__ == "__main__":
-    main()

@@ -24,7 +24,20 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Told apart by the colour-blind too (Okabe and Ito 2008), and readable on white and on black."""
 _INK = "#010203"
 """Stands for the colour of the text around a figure, until it is written as SVG."""
-_NOT_COMPARED = {"seed", "save_path", "resume", "max_time", "tracking", "demo_path", "demonstrations", "env_timeout"}
+_LONGEST = 60
+_NOT_COMPARED = {
+    "demo_path",
+    "demonstrations",
+    "device",
+    "env_timeout",
+    "max_time",
+    "quiet",
+    "resume",
+    "save_path",
+    "seed",
+    "tracking",
+    "vectorization",
+}
 """Settings in which runs of one curve may differ."""
 
 
@@ -42,6 +55,17 @@ def figure(x: str, y: str) -> tuple[Figure, Axes]:
     return drawn, axes
 
 
+def _plain(name: str) -> str:
+    """Write a name so that it is taken for no formula, and is not hidden from the legend as one that begins with _ is."""
+    shown = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return " " * shown.startswith("_") + shown.replace("$", r"\$")
+
+
+def _marker(steps: np.ndarray) -> str | None:
+    """Return what makes a line of few points visible."""
+    return "o" if len(steps) < 3 else None
+
+
 def _told_apart(k: int) -> dict[str, Any]:
     """Return how the k-th of lines that may lie on each other is drawn."""
     return {"color": COLOURS[k % len(COLOURS)], "linestyle": ("-", "--", ":")[k % 3]}
@@ -54,15 +78,19 @@ def legend(axes: Axes) -> None:
 
 def svg(drawn: Figure, description: str) -> str:
     """Write a figure as an SVG element whose ink is that of the text around it, with words for who cannot see it."""
+    import hashlib
     import html
+    import re
 
     import matplotlib as mpl
 
     stream = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
+    salt = hashlib.sha256(description.encode("utf-8", "replace")).hexdigest()[:8]
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         drawn.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{salt}-", text)  # no two in one page alike
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
 
 
@@ -73,11 +101,12 @@ def learning_curves(curves: Mapping[str, Sequence[tuple[Sequence[float], Sequenc
     drawn, axes = figure(x, y)
     for (name, series), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
         told = [(np.asarray(steps), np.asarray(values)) for steps, values in series if len(steps)]
-        if len(told) == 1:
-            axes.plot(*told[0], label=name, color=colour, linewidth=1.5)
-        elif told:
-            steps, middle, low, high = _over_seeds(told)
-            axes.plot(steps, middle, label=f"{name} ({len(told)} seeds)", color=colour, linewidth=1.5)
+        steps, middle, low, high = _over_seeds(told) if len(told) > 1 else (np.zeros(0),) * 4
+        if len(steps) == 0:  # a single run, or runs that have no steps in common
+            for k, one in enumerate(told):
+                axes.plot(*one, label=_plain(name) if k == 0 else None, color=colour, linewidth=1.5, marker=_marker(one[0]))
+        else:
+            axes.plot(steps, middle, label=_plain(f"{name} ({len(told)} seeds)"), color=colour, linewidth=1.5)
             axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
     if any(curves.values()):
         legend(axes)
@@ -107,7 +136,7 @@ def performance_profiles(returns: Mapping[str, np.ndarray]) -> Figure:
     for k, (name, values) in enumerate(returns.items()):
         ordered = np.sort(values)
         shares = 1.0 - np.arange(len(ordered)) / len(ordered)
-        axes.step(ordered, shares, where="pre", label=name, linewidth=1.5, **_told_apart(k))
+        axes.step(ordered, shares, where="pre", label=_plain(name), linewidth=1.5, **_told_apart(k))
     axes.set_ylim(0.0, 1.02)
     legend(axes)
     return drawn
@@ -118,7 +147,7 @@ def errors_over_time(errors: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
     drawn, axes = figure("step of the episode", "error of the student's actions")
     for k, (name, parts) in enumerate(errors.items()):
         middles = [(part["from_step"] + part["to_step"]) / 2 for part in parts]
-        axes.plot(middles, [part["error"] for part in parts], label=name, linewidth=1.5, **_told_apart(k))
+        axes.plot(middles, [part["error"] for part in parts], label=_plain(name), linewidth=1.5, **_told_apart(k))
     axes.set_ylim(bottom=0.0)
     legend(axes)
     return drawn
@@ -139,7 +168,9 @@ def plot(config: PlotConfig) -> None:
     """
     from il_based_rl.files import atomic_path, require_writable
 
-    runs = [_run_at(Path(path)) for path in config.runs]
+    runs = list({run.folder.resolve(): run for run in (_run_at(Path(path)) for path in config.runs)}.values())
+    if len({run.kind == "bc" for run in runs}) > 1:
+        raise ConfigError("experts learn over environment steps and students over epochs; draw them one after the other")
     require_writable(config.save_path)
     told = [run for run in runs if run.series(config.metric)[0]]
     if not told:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
-_FRAMES_PER_SECOND = 30
-"""Where the environment does not say."""
+_FRAMES_PER_SECOND, _MOST_PER_SECOND = 30, 1_000
+"""Where the environment does not say, or says what cannot be."""
 _TRIAL = "from mujoco.egl import GLContext; GLContext(64, 64).make_current()"
 
 
 def film(
     agent: Any, env_id: str, start_seed: int, *, max_frames: int = 2_000, deterministic: bool = True
-) -> tuple[list[np.ndarray], int]:
-    """Play one episode and film it, without a display if there is none.
+) -> Iterator[np.ndarray]:
+    """Play one episode and yield its frames, without a display if there is none.
 
-    Returns:
-        Frames, each of shape (height, width, 3), uint8, and how many of them make a second.
+    Yields:
+        Frames of shape (height, width, 3), uint8, all alike.
 
     Raises:
         RenderError: The environment cannot be drawn here; the message says what to do.
@@ -48,12 +49,25 @@ def film(
         random = generator(start_seed, "evaluation", 1)
         actor = actor_from(agent, env.observation_space, env.action_space, deterministic=deterministic, random=random)
         player.reset(start_seed)
-        frames, ended = [_frame(env)], False
-        while not ended and len(frames) < max_frames:
+        first = frame = _frame(env)
+        yield frame
+        for _ in range(max_frames - 1):
             _, terminated, truncated = player.step(actor([player])[0])
-            ended = terminated or truncated
-            frames.append(_frame(env))
-        return frames, int(env.metadata.get("render_fps") or _FRAMES_PER_SECOND)
+            frame = _frame(env)
+            if frame.shape != first.shape:
+                raise RenderError(f"{env_id} draws pictures of shape {first.shape}, then of {frame.shape}")
+            yield frame
+            if terminated or truncated:
+                return
+
+
+def frames_per_second(env_id: str) -> int:
+    """Return how many frames of an environment make a second, by its own word if it has one that can be used."""
+    from il_based_rl.envs import make_env
+
+    with contextlib.closing(make_env(env_id)) as env:
+        told = env.metadata.get("render_fps")
+    return round(told) if isinstance(told, int | float) and 1 <= told <= _MOST_PER_SECOND else _FRAMES_PER_SECOND
 
 
 def _do_without_display() -> None:
@@ -73,9 +87,9 @@ def _frame(env: Any) -> np.ndarray:
 
     try:
         frame = np.asarray(env.render())
-    except Exception as error:  # whatever draws may fail in any way
+    except (Exception, SystemExit) as error:  # whatever draws may fail in any way
         raise RenderError(f"{_name(env)} cannot be drawn here: {type(error).__name__}: {error}; see il-rl doctor") from error
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or min(frame.shape[:2]) < 2:
         raise RenderError(f"{_name(env)} draws {frame.dtype} of shape {frame.shape}; expected uint8 (height, width, 3)")
     return frame
 
@@ -84,40 +98,53 @@ def _name(env: Any) -> str:
     return "the environment" if env.spec is None else str(env.spec.id)
 
 
-def write_video(path: str | Path, frames: Sequence[np.ndarray], frames_per_second: int) -> None:
-    """Write frames as an MP4 file (H.264).
+def write_video(path: str | Path, frames: Iterable[np.ndarray], speed: int) -> int:
+    """Write frames as an MP4 file (H.264), and return how many there were.
 
     Args:
         path: The file; its folder is made.
         frames: Each of shape (height, width, 3), uint8, all alike.
-        frames_per_second: Its speed.
+        speed: Frames per second.
 
     Raises:
         MissingExtraError: The package imageio-ffmpeg is not installed.
         FileWriteError: The file cannot be written.
-        RenderError: The encoder failed.
+        RenderError: There are no frames, or the encoder failed.
     """
     from il_based_rl.files import atomic_path
 
-    encoder = require_encoder()
-    height, width = frames[0].shape[:2]
+    encoder, count, writer = require_encoder(), 0, None
     with atomic_path(path) as temporary:
+        for frame in frames:
+            # Sizes are made even, which is all that the codec asks for; its default of 16 would stretch the picture.
+            height, width = frame.shape[0] - frame.shape[0] % 2, frame.shape[1] - frame.shape[1] % 2
+            try:
+                if writer is None:
+                    writer = encoder.write_frames(
+                        str(temporary),
+                        (width, height),
+                        fps=speed,
+                        macro_block_size=2,
+                        output_params=["-movflags", "+faststart", "-f", "mp4"],
+                        ffmpeg_log_level="error",
+                    )
+                    writer.send(None)
+                writer.send(frame[:height, :width].copy(order="C"))
+            except Exception as error:  # another program may fail in any way
+                raise _unencoded(path, error) from error
+            count += 1
         try:
-            # Sizes are made even below, which is all that the codec asks for; its default of 16 would stretch the picture.
-            writer = encoder.write_frames(
-                str(temporary),
-                (width - width % 2, height - height % 2),
-                fps=frames_per_second,
-                macro_block_size=2,
-                output_params=["-movflags", "+faststart", "-f", "mp4"],
-                ffmpeg_log_level="error",
-            )
-            writer.send(None)
-            for frame in frames:
-                writer.send(frame[: height - height % 2, : width - width % 2].copy(order="C"))
-            writer.close()
-        except OSError as error:
-            raise RenderError(f"the video {path} cannot be encoded: {error}") from error
+            if writer is not None:
+                writer.close()
+        except Exception as error:  # as above
+            raise _unencoded(path, error) from error
+        if not temporary.is_file():
+            raise _unencoded(path, "nothing was written")
+    return count
+
+
+def _unencoded(path: str | Path, reason: object) -> RenderError:
+    return RenderError(f"the video {path} cannot be encoded: {reason}; see il-rl doctor")
 
 
 def require_encoder() -> Any:
@@ -143,15 +170,13 @@ def video(config: VideoConfig) -> None:
 
     require_encoder()
     require_writable(config.save_path)
-    agent, frames, speed = load_agent(config.checkpoint), list[Any](), _FRAMES_PER_SECOND
+    agent, speed = load_agent(config.checkpoint), frames_per_second(config.env_id)
+    seeds = start_seeds(config.seed, "evaluation", config.num_episodes)
+    filmed = (film(agent, config.env_id, seed, deterministic=config.deterministic) for seed in seeds)
     with fitting_threads(agent.hidden_dims):
-        for seed in start_seeds(config.seed, "evaluation", config.num_episodes):
-            left = config.max_frames - len(frames)
-            if left > 0:
-                filmed, speed = film(agent, config.env_id, seed, max_frames=left, deterministic=config.deterministic)
-                frames += filmed
-    write_video(config.save_path, frames, speed)
-    cli.say(f"{len(frames)} frames, {len(frames) / speed:.1f} s, saved to {config.save_path}")
+        frames = itertools.islice(itertools.chain.from_iterable(filmed), config.max_frames)
+        count = write_video(config.save_path, frames, speed)
+    cli.say(f"{count} frames, {count / speed:.1f} s, saved to {config.save_path}")
 
 
 if __name__ == "__main__":
