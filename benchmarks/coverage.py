@@ -36,8 +36,8 @@ have Student's t. Of a policy from one training run the values are its returns f
 each run's mean return. Two policies that played from the same start states are compared by their differences there, which takes
 out how hard a start state is; two methods by the means of their runs; one run against several says nothing of the luck of the
 one, and has no interval."""
-HOW = f"""From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all alike where
-they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values, as of training seeds,
+HOW = f"""From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all alike
+where they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values, as of training seeds,
 a bootstrap's are too narrow; Student's t takes its place for the mean, Tukey and McLaughlin's interval from winsorised values
 for the interquartile mean, Welch's for a difference of runs, and for the share of an advantage Student's t of the ratio made
 linear. Success and better-or-worse have Wilson's (1927). The worst decile, the mean of the lowest tenth, has no interval below
