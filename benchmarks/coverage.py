@@ -31,18 +31,19 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 }
 
 
-WHICH = """This is about the intervals of `il-rl compare` and `il-rl report`, each of 95 %; `il-rl evaluate` and learning curves
-have Student's t. Of a policy from one training run the values are its returns from many start states; of several runs they are
-each run's mean return. Two policies that played from the same start states are compared by their differences there, which takes
-out how hard a start state is; two methods by the means of their runs; one run against several says nothing of the luck of the
-one, and has no interval."""
-HOW = f"""From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all alike
-where they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values, as of training seeds,
-a bootstrap's are too narrow; Student's t takes its place for the mean, Tukey and McLaughlin's interval from winsorised values
-for the interquartile mean, Welch's for a difference of runs, and for the share of an advantage Student's t of the ratio made
-linear. Success and better-or-worse have Wilson's (1927). The worst decile, the mean of the lowest tenth, has no interval below
-{FEW_FOR_DECILE} values, and one that is a little too narrow above. Where some of a few values are far from the rest, no method
-here holds what it claims, as the table shows; a warning says when values are few."""
+WHICH = """This is about the intervals of `il-rl compare` and `il-rl report`, each of 95 %; `il-rl evaluate` and
+learning curves have Student's t. Of a policy from one training run the values are its returns from many start states;
+of several runs they are each run's mean return. Two policies that played from the same start states are compared by
+their differences there, which takes out how hard a start state is; two methods by the means of their runs; one run
+against several says nothing of the luck of the one, and has no interval."""
+HOW = f"""From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all
+alike where they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values,
+as of training seeds, a bootstrap's are too narrow; Student's t takes its place for the mean, Tukey and McLaughlin's
+interval from winsorised values for the interquartile mean, Welch's for a difference of runs, and for the share of an
+advantage Student's t of the ratio made linear. Success and better-or-worse have Wilson's (1927). The worst decile, the
+mean of the lowest tenth, has no interval below {FEW_FOR_DECILE} values, and one that is a little too narrow above.
+Where some of a few values are far from the rest, no method here holds what it claims, as the table shows; a warning
+says when values are few."""
 
 
 def true_values(draw: Callable[[np.random.Generator, int], np.ndarray]) -> dict[str, float]:
