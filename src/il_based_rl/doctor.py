@@ -38,6 +38,8 @@ OLDEST = {  # the oldest version that works, what is wrong with those before it,
 }
 EXTRAS = {  # the names that each is published under, of which only one may be there, and how to get the first
     "wandb": (("wandb",), 'pip install "il_based_rl[wandb]"'),
+    "tensorboard": (("tensorboard",), 'pip install "il_based_rl[tensorboard]"'),
+    "imageio-ffmpeg": (("imageio-ffmpeg",), 'pip install "il_based_rl[video]"'),
     "envpool": (("envpool",), 'pip install "il_based_rl[envpool]", with Python 3.11 or newer'),
     "mujoco": (("mujoco",), 'pip install "gymnasium[mujoco]"'),
     "box2d": (("box2d", "box2d-py"), 'pip install "gymnasium[box2d]"'),
