@@ -147,6 +147,8 @@ class GuardedPPO:
             moved = not self.warming
             self._advance(progress.metrics["explained_variance"])
             facts = {"actor_moves": float(moved), "actor_lr": self._optimizer.shares[0] * self.agent.config.lr}
+            if (log_std := self.agent.policy.log_std) is not None:
+                facts["action_std"] = float(log_std.detach().exp().mean())
             if self._divergences:
                 facts["divergence_from_clone"] = float(np.mean(self._divergences))
                 self._divergences.clear()
@@ -193,7 +195,7 @@ class GuardedPPO:
                 log_probs = head.log_prob(actor.network(shown[drawn]), policy.log_std, raw[drawn])
                 loss = loss - self._bc_weight * log_probs.mean()
         loss.backward()
-        self._divergences.append(float(divergence))
+        self._divergences.append(float(divergence.detach()))
 
     def _prepared(self, demos: DemoDataset) -> tuple[Tensor, Tensor]:
         """Return standardised features and raw actions of demonstrations, as tensors."""
