@@ -16,6 +16,7 @@ COMMANDS = {
     "train-ppo": config.TrainPPOConfig,
     "collect": config.CollectConfig,
     "train": config.TrainConfig,
+    "finetune": config.FinetuneConfig,
     "evaluate": config.EvaluateConfig,
     "compare": config.CompareConfig,
     "report": config.ReportConfig,

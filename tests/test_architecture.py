@@ -22,7 +22,7 @@ LEVELS = [  # from the bottom; modules on one level never import each other, a r
     ["collect", "evaluate", "doctor"],
     ["train", "train_ppo", "comparison"],
     ["compare", "failure_analysis"],
-    ["report"],
+    ["report", "algorithms"],
     ["pipeline"],
     ["__main__"],
 ]

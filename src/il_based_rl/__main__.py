@@ -13,6 +13,7 @@ COMMANDS = {
     "train-ppo": ("il_based_rl.train_ppo", "train an expert with PPO"),
     "collect": ("il_based_rl.collect", "let an expert play, and write its demonstrations"),
     "train": ("il_based_rl.train", "clone a student from demonstrations"),
+    "finetune": ("il_based_rl.algorithms.finetune", "improve a clone by PPO without falling behind it"),
     "evaluate": ("il_based_rl.evaluate", "play whole episodes with a policy, and print how good it is"),
     "compare": ("il_based_rl.compare", "say which of several policies is better, and how sure that is"),
     "report": ("il_based_rl.report.gather", "write one page about the expert and the students under a folder"),

@@ -146,6 +146,20 @@ class PPOConfig:
             _require_positive(self, "target_kl")
 
 
+def _require_rollout(ppo: PPOConfig, num_envs: int) -> None:
+    rollout = ppo.n_steps * num_envs
+    if rollout > MAX_ROLLOUT:
+        raise ConfigError(
+            f"a rollout of {rollout} steps (--n-steps {ppo.n_steps} times --num-envs {num_envs}) "
+            f"does not fit into memory; at most {MAX_ROLLOUT} do"
+        )
+    if ppo.batch_size > rollout:
+        raise ConfigError(
+            f"--batch-size {ppo.batch_size} is larger than a rollout of {rollout} steps "
+            f"(--n-steps {ppo.n_steps} times --num-envs {num_envs}); lower the first or raise the others"
+        )
+
+
 @dataclass(frozen=True)
 class TrainPPOConfig:
     """Settings of `il-rl train-ppo`."""
@@ -189,17 +203,7 @@ class TrainPPOConfig:
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
-        rollout = self.ppo.n_steps * self.num_envs
-        if rollout > MAX_ROLLOUT:
-            raise ConfigError(
-                f"a rollout of {rollout} steps (--n-steps {self.ppo.n_steps} times --num-envs {self.num_envs}) "
-                f"does not fit into memory; at most {MAX_ROLLOUT} do"
-            )
-        if self.ppo.batch_size > rollout:
-            raise ConfigError(
-                f"--batch-size {self.ppo.batch_size} is larger than a rollout of {rollout} steps "
-                f"(--n-steps {self.ppo.n_steps} times --num-envs {self.num_envs}); lower the first or raise the others"
-            )
+        _require_rollout(self.ppo, self.num_envs)
 
 
 @dataclass(frozen=True)
@@ -348,6 +352,105 @@ class CompareConfig:
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require(Path(self.save_path).suffix == ".json", "save_path", self.save_path, "a path that ends in .json")
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """Guard rails of fine-tuning; docs/improve.md says what each of them prevents."""
+
+    fresh_critic: bool = True
+    """Start with a new critic; an expert's own may be kept."""
+    warmup_variance: float = 0.5
+    """Explained variance of returns from which the critic is good enough for the actor to move."""
+    warmup_rollouts: int = 15
+    """Rollouts of the still actor after which it moves in any case; 0 lets it move at once."""
+    actor_lr: float = 1e-4
+    """Learning rate of the actor, while --lr is the critic's."""
+    actor_rampup: int = 10
+    """Updates over which the actor's learning rate rises to that."""
+    action_std: float = 0.15
+    """Standard deviation of continuous actions at the start, in units of half their range."""
+    min_action_std: float = 0.05
+    """Least standard deviation."""
+    max_action_std: float = 0.3
+    """Largest standard deviation."""
+    kl_coef: float = 0.2
+    """Weight of the divergence from the clone on the states that are visited."""
+    kl_decay: float = 0.98
+    """What that weight is multiplied by after each update."""
+    bc_coef: float = 0.01
+    """Weight of the demonstrations' negative log-likelihood, where there are any."""
+    bc_decay: float = 0.95
+    """What that weight is multiplied by after each update."""
+    gate: bool = True
+    """Go back to the best policy, with half the rate and twice the divergence's weight, when one is clearly below the clone."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "actor_lr", "action_std", "min_action_std", "max_action_std")
+        ordered = self.min_action_std <= self.action_std <= self.max_action_std
+        _require(ordered, "action_std", self.action_std, f"between {self.min_action_std} and {self.max_action_std}")
+        for name in ("warmup_rollouts", "actor_rampup", "kl_coef", "bc_coef"):
+            value = getattr(self, name)
+            _require(value >= 0 and math.isfinite(value), name, value, "0 or more")
+        for name in ("kl_decay", "bc_decay"):
+            _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
+        _require(self.warmup_variance <= 1.0, "warmup_variance", self.warmup_variance, "at most 1")
+
+
+def _careful_ppo() -> PPOConfig:
+    return PPOConfig(lr=1e-3, clip_range=0.1, target_kl=0.02, normalize_obs=False)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of `il-rl finetune`."""
+
+    checkpoint: str = "checkpoints/bc_student.pt"
+    """The policy to improve: a checkpoint of train or of train-ppo."""
+    env_id: str = "Pendulum-v1"
+    """Gymnasium environment ID."""
+    total_timesteps: int = 200_000
+    """Environment steps in all, rounded up to whole rollouts."""
+    demo_path: str | None = None
+    """Demonstrations whose likelihood is kept up at first."""
+    num_envs: int = 1
+    """Environments stepped side by side; a rollout has n-steps of each."""
+    seed: int | None = None
+    """Random seed; None draws one and writes it down."""
+    save_path: str = "checkpoints/finetuned.pt"
+    """Where the best policy goes; the run's other files lie in the folder of that name without the suffix."""
+    resume: str | None = None
+    """Go on with a run: bare from the latest checkpoint of this save path, with a PATH from that file."""
+    eval_interval: int = 10_000
+    """Evaluate at the first update at or past each multiple of this many steps."""
+    eval_episodes: int = 40
+    """Episodes of each evaluation, always from the same start states."""
+    final_episodes: int = 100
+    """Start states, never seen before, on which the best policy must not be clearly below the clone."""
+    max_time: float | None = None
+    """Seconds after which the run is saved and ended, to be resumed; None sets no limit."""
+    vectorization: Literal["auto", "sync", "async"] = "auto"
+    """Step the environments in this process (sync), in worker processes (async), or as their cost suggests (auto)."""
+    env_timeout: float = 20.0
+    """Seconds that a worker process may take for one step of its environments before it is taken for dead."""
+    device: str = "cpu"
+    """Where the updates run: cpu, cuda, or cuda:1 and so on."""
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    ppo: PPOConfig = field(default_factory=_careful_ppo)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "env_timeout")
+        for name in ("eval_episodes", "final_episodes"):
+            _require_episodes(name, getattr(self, name))
+        _require_time(self.max_time)
+        _require_seed(self.seed)
+        _require_file("save_path", self.save_path)
+        _require_rollout(self.ppo, self.num_envs)
+        if os.path.realpath(self.save_path) in map(os.path.realpath, filter(None, (self.checkpoint, self.demo_path))):
+            raise ConfigError(f"--save-path {self.save_path} is a file that is read; choose another")
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,11 @@ class FlatAdam:
             maximize=False,
         )
 
+    def forget(self) -> None:
+        """Begin anew, as after the parameters were replaced."""
+        for tensor in self._state.values():
+            tensor.zero_()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the count of steps and the two moments, on the CPU."""
         return {name: tensor.cpu() for name, tensor in self._state.items()}

@@ -156,6 +156,13 @@ def categorical_entropy(logits: Tensor, choices: Sequence[int]) -> Tensor:
     return -torch.cat([part.exp() * part for part in log_probs], -1).sum(-1)
 
 
+def categorical_divergence(logits: Tensor, others: Tensor, choices: Sequence[int]) -> Tensor:
+    """Kullback-Leibler divergence KL(logits || others) of independent choices. Returns (B,)."""
+    parts = [torch.split(each, list(choices), -1) for each in (logits, others)]
+    pairs = [(log_softmax(one, -1), log_softmax(other, -1)) for one, other in zip(*parts, strict=True)]
+    return torch.cat([one.exp() * (one - other) for one, other in pairs], -1).sum(-1)
+
+
 def bernoulli_log_prob(logits: Tensor, actions: Tensor) -> Tensor:
     """Log-probability of independent bits. Args: logits, shape (B, A); actions, 0 or 1, shape (B, A). Returns (B,)."""
     return -binary_cross_entropy_with_logits(logits, actions, reduction="none").sum(-1)
@@ -164,6 +171,11 @@ def bernoulli_log_prob(logits: Tensor, actions: Tensor) -> Tensor:
 def bernoulli_entropy(logits: Tensor) -> Tensor:
     """Entropy of independent bits. Args: logits, shape (B, A). Returns (B,)."""
     return (softplus(logits) - logits * torch.sigmoid(logits)).sum(-1)
+
+
+def bernoulli_divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """Kullback-Leibler divergence KL(logits || others) of independent bits. Args: both of shape (B, A). Returns (B,)."""
+    return (torch.sigmoid(logits) * (logits - others) + softplus(others) - softplus(logits)).sum(-1)
 
 
 def ppo_clip_loss(

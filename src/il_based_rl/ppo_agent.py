@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,10 @@ class PPOAgent:
         self.config = config or PPOConfig()
         self.seed = fresh_seed() if seed is None else seed
         self.device = torch.device(device)
-        self._flat = FlatParameters.of(policy)
-        self.optimizer = FlatAdam(self._flat, lr=self.config.lr, eps=1e-5)
+        self.flat = FlatParameters.of(policy)
+        self.optimizer = FlatAdam(self.flat, lr=self.config.lr, eps=1e-5)
+        self.penalty: Callable[[RolloutBatch], object] | None = None
+        """Called for each minibatch once its gradient is written, to add that of a further loss to it."""
         self.reward_scaler = RewardScaler()
         self.env_steps = 0
         self.gradient_steps = 0
@@ -192,6 +194,8 @@ class PPOAgent:
                 if config.target_kl is not None and float(measures[APPROX_KL]) > 1.5 * config.target_kl:
                     stop = True
                     break
+                if self.penalty is not None:
+                    self.penalty(minibatch)
                 self.optimizer.step(config.max_grad_norm)
                 sums = sums + measures
                 minibatches += 1
@@ -210,10 +214,10 @@ class PPOAgent:
 
     def _update_rule(self) -> ReferenceUpdate | FusedUpdate:
         """Choose the fast path where it models this policy."""
-        self._flat.require_intact()
+        self.flat.require_intact()
         if self.reason_against_fast_path is None:
             return FusedUpdate(self.policy)
-        return ReferenceUpdate(self.policy, self._flat, self.device)
+        return ReferenceUpdate(self.policy, self.flat, self.device)
 
     @property
     def reason_against_fast_path(self) -> str | None:

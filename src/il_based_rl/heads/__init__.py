@@ -50,6 +50,9 @@ class ActionHead(Protocol):
     def entropy(self, outputs: Tensor, log_std: Tensor | None) -> Tensor:
         """Mean entropy of the batch, a scalar, in nats."""
 
+    def divergence(self, outputs: Tensor, others: Tensor, log_std: Tensor | None) -> Tensor:
+        """Mean Kullback-Leibler divergence from the distributions of `others` to those of `outputs`, a scalar, in nats."""
+
     def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
         """How far the outputs are from demonstrated raw actions, a scalar."""
 

@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor
 
-from il_based_rl.functional import bernoulli_entropy, bernoulli_log_prob
+from il_based_rl.functional import bernoulli_divergence, bernoulli_entropy, bernoulli_log_prob
 
 _Kept = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Logits, bits, and probabilities; shape (B, A) each."""
@@ -47,6 +47,10 @@ class BernoulliHead:
     def entropy(self, outputs: Tensor, log_std: Tensor | None) -> Tensor:
         """Mean entropy of all bits together."""
         return bernoulli_entropy(outputs).mean()
+
+    def divergence(self, outputs: Tensor, others: Tensor, log_std: Tensor | None) -> Tensor:
+        """Of all bits together."""
+        return bernoulli_divergence(outputs, others).mean()
 
     def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
         """Cross-entropy of all bits together."""

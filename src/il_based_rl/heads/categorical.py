@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor
 
-from il_based_rl.functional import categorical_entropy, categorical_log_prob
+from il_based_rl.functional import categorical_divergence, categorical_entropy, categorical_log_prob
 
 _Kept = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Log-probabilities and probabilities of all choices, shape (B, sum of choices) each; where the chosen ones lie."""
@@ -56,6 +56,10 @@ class CategoricalHead:
     def entropy(self, outputs: Tensor, log_std: Tensor | None) -> Tensor:
         """Mean entropy of all choices together."""
         return categorical_entropy(outputs, self._choices).mean()
+
+    def divergence(self, outputs: Tensor, others: Tensor, log_std: Tensor | None) -> Tensor:
+        """Of all choices together."""
+        return categorical_divergence(outputs, others, self._choices).mean()
 
     def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
         """Cross-entropy of all choices together."""

@@ -83,6 +83,11 @@ class GaussianHead:
         assert log_std is not None
         return gaussian_entropy(log_std)
 
+    def divergence(self, outputs: Tensor, others: Tensor, log_std: Tensor | None) -> Tensor:
+        """Half the squared distance of the means in standard deviations, which both have alike; they do not learn from it."""
+        assert log_std is not None
+        return 0.5 * (((outputs - others) / log_std.detach().exp()) ** 2).sum(-1).mean()
+
     def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
         """Mean squared error, in units of half the action's range."""
         return mse_loss(outputs, raw)

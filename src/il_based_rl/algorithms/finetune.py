@@ -1,0 +1,282 @@
+"""Improve a clone by PPO without falling behind it. The command and the function."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from il_based_rl import cli
+from il_based_rl.config import FinetuneConfig, GuardConfig, PPOConfig, TrackingConfig, require_types
+from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
+from il_based_rl.experiment import Checkpoint, is_own, resumed_checkpoint
+
+if TYPE_CHECKING:
+    from il_based_rl.algorithms.guarded_ppo import GuardedPPO
+    from il_based_rl.envs import Envs
+    from il_based_rl.ppo_agent import PPOAgent
+    from il_based_rl.rollout import EpisodePlayers
+    from il_based_rl.statistics import Estimate
+
+# What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
+
+_FIXED_AT_RESUME = ("checkpoint", "env_id", "num_envs", "seed", "eval_episodes", "demo_path")
+
+
+def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -> PPOAgent:
+    """Improve a student in memory, and return an expert whose policy is the best one.
+
+    Args:
+        student: A student or an expert of this package; it is left as it is.
+        env_id: Gymnasium environment ID.
+        total_timesteps: Environment steps, rounded up to whole rollouts.
+        settings: Further fields of `FinetuneConfig`; of files only `demo_path` is read, and none is written.
+
+    Raises:
+        SpaceMismatchError: The student was made for other spaces.
+        EnvironmentFaultError: The environment failed.
+        See `envs.make_env`.
+
+    Example:
+        expert = finetune(BCAgent.load("checkpoints/bc_student.pt"), "Hopper-v5", 200_000, num_envs=4, seed=0)
+    """
+    config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
+    with _world(config) as (envs, players):
+        tuner = _started(config, student, envs)
+        _judged(tuner, config, players)
+        for progress in tuner.learn(envs, config.total_timesteps):
+            if progress.passes_multiple_of(config.eval_interval):
+                _judged(tuner, config, players)
+        _settled(tuner, config)
+    return tuner.agent
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `il-rl finetune`."""
+
+    def command() -> None:
+        defaults, checkpoint = FinetuneConfig(), None
+        resume = cli.given("--resume", argv)
+        if resume is not None and not cli.asks_for_help(argv):
+            checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
+            defaults = _own_settings(checkpoint, defaults, cli.given("--env-id", argv))
+        description = "Improve a clone by PPO without falling behind it."
+        config = cli.parse(defaults, argv, prog="il-rl finetune", description=description)
+        run_finetune(config, checkpoint)
+
+    cli.run(command)
+
+
+def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -> PPOAgent:
+    """Improve a saved policy, print its progress, and write its checkpoints, each of which holds the best policy so far.
+
+    Args:
+        config: All settings.
+        checkpoint: What `config.resume` names, where it was read already.
+
+    Raises:
+        UserError: Whatever the user can mend; see `il_based_rl.errors`.
+    """
+    from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
+    from il_based_rl.experiment.run import Run, RunFiles
+    from il_based_rl.experiment.sinks import open_sinks, require_tracking
+    from il_based_rl.experiment.time_limit import time_limit
+    from il_based_rl.ppo_agent import PPOAgent
+
+    require_device(config.device)
+    require_tracking(config.tracking)
+    if config.resume is not None and checkpoint is None:
+        checkpoint = resumed_checkpoint(config.resume, config.save_path)
+    files = RunFiles(config.save_path)
+    with fitting_threads([256]), _world(config) as (envs, players):
+        tuner, config = _begun(config, envs, checkpoint)
+        agent = tuner.agent
+        files.require_writable()
+        cli.say(f"Fine-tuning {config.checkpoint} on {config.env_id} for {config.total_timesteps} timesteps...")
+        if agent.env_steps >= config.total_timesteps:
+            cli.notice(f"the run is finished: it has {agent.env_steps} steps")
+            if checkpoint is None or files.complete(checkpoint):
+                return agent
+        label = f"{config.env_id}_{config.total_timesteps}"
+        sinks = open_sinks(config.tracking, asdict(config), label, files.folder, agent.env_steps)
+        bar = cli.Progress("fine-tuning", config.total_timesteps, "step", initial=agent.env_steps, quiet=config.quiet)
+        updates = tuner.learn(envs, config.total_timesteps)
+        run = Run(
+            files,
+            asdict(config),
+            numerics=numerics(config.device),
+            resumed_from=checkpoint,
+            step=agent.env_steps,
+            level=agent.resume_level,
+            sinks=sinks,
+        )
+        with contextlib.suppress(TimeIsUp), bar, run:
+            if tuner.clone_returns is None:
+                _judged(tuner, config, players)
+            run.keep(tuner, agent.env_steps, tuner.best_mean)
+            run.save()
+            with time_limit(config.max_time):
+                started = time.perf_counter()
+                for progress in updates:
+                    metrics = progress.metrics | {"steps_per_second": progress.rollout_steps / (time.perf_counter() - started)}
+                    evaluate = progress.passes_multiple_of(config.eval_interval)
+                    if evaluate:
+                        metrics |= _facts(tuner, _judged(tuner, config, players))
+                    run.log(metrics, progress.env_steps)
+                    run.keep(tuner, progress.env_steps, metrics.get("eval_reward"), periodic=evaluate)
+                    if evaluate:
+                        run.checkpoint()
+                        if not config.quiet:
+                            cli.say(_line(progress.env_steps, metrics))
+                    bar.update(progress.rollout_steps)
+                    started = time.perf_counter()
+                margin = _settled(tuner, config)
+            run.keep(tuner, agent.env_steps, tuner.best_mean)
+            run.save()
+            cli.say(f"From {config.final_episodes} start states never seen before, it is above the clone by {margin} of return")
+        cli.say(f"Checkpoint saved to {config.save_path}")
+    return PPOAgent.from_payload(run.kept, config.save_path, device=config.device)
+
+
+@contextlib.contextmanager
+def _world(config: FinetuneConfig) -> Iterator[tuple[Envs, EpisodePlayers]]:
+    """Make the environments to learn in, and those to be judged in."""
+    from il_based_rl.envs import make_envs
+    from il_based_rl.rollout import EpisodePlayers
+
+    with (
+        make_envs(config.env_id, config.num_envs, vectorization=config.vectorization, timeout=config.env_timeout) as envs,
+        EpisodePlayers(config.env_id, config.eval_episodes) as players,
+    ):
+        yield envs, players
+
+
+def _judged(tuner: GuardedPPO, config: FinetuneConfig, players: EpisodePlayers) -> tuple[float, Estimate]:
+    """Let the present policy play from the start states that it is judged by; return its mean return, and its margin."""
+    from il_based_rl.evaluate import play_evaluation
+    from il_based_rl.seeding import generator, start_seeds
+
+    seed = tuner.agent.seed
+    seeds = start_seeds(seed, "evaluation in training", config.eval_episodes)
+    result = play_evaluation(tuner.agent, players, seeds, quiet=config.quiet)
+    return result.mean, tuner.judge(result.returns, generator(seed, "comparison", tuner.agent.env_steps))
+
+
+def _settled(tuner: GuardedPPO, config: FinetuneConfig) -> Estimate:
+    """Choose the result by start states that nothing was chosen by before; return by how much it is above the clone there."""
+    from il_based_rl.evaluate import play_evaluation
+    from il_based_rl.rollout import EpisodePlayers
+    from il_based_rl.seeding import generator, start_seeds
+
+    agent = tuner.agent
+    seeds = list(start_seeds(agent.seed, "evaluation", config.final_episodes, key=4))
+    with EpisodePlayers(config.env_id, len(seeds)) as players:
+        return tuner.settle(
+            lambda: play_evaluation(agent, players, seeds, quiet=config.quiet).returns, generator(agent.seed, "comparison")
+        )
+
+
+def _facts(tuner: GuardedPPO, judged: tuple[float, Estimate]) -> dict[str, float]:
+    mean, margin = judged
+    return {"eval_reward": mean, "margin_over_clone": margin.value, "best_reward": tuner.best_mean, "caution": tuner.caution}
+
+
+def _with_seed(config: FinetuneConfig) -> FinetuneConfig:
+    from il_based_rl.seeding import fresh_seed
+
+    return replace(config, seed=fresh_seed() if config.seed is None else config.seed)
+
+
+def _started(config: FinetuneConfig, student: Any, envs: Envs) -> GuardedPPO:
+    """Return a learner that begins with a student or an expert."""
+    from il_based_rl.algorithms.guarded_ppo import GuardedPPO
+    from il_based_rl.dataset import DemoDataset
+    from il_based_rl.policy import require_spaces
+    from il_based_rl.ppo_agent import PPOAgent
+
+    expert = isinstance(student, PPOAgent)
+    actor = student.policy.actor if expert else student.policy
+    require_spaces(actor, envs.observation_space, envs.action_space, "the policy", config.env_id)
+    assert config.seed is not None
+    return GuardedPPO.from_clone(
+        actor,
+        config.guard,
+        config.ppo,
+        seed=config.seed,
+        device=config.device,
+        critic=student.policy.critic if expert and not config.guard.fresh_critic else None,
+        demos=None if config.demo_path is None else DemoDataset.load(config.demo_path),
+    )
+
+
+def _begun(config: FinetuneConfig, envs: Envs, checkpoint: Checkpoint | None) -> tuple[GuardedPPO, FinetuneConfig]:
+    """Return a fresh learner or the resumed one, and the settings made complete."""
+    from il_based_rl.algorithms.guarded_ppo import GuardedPPO
+    from il_based_rl.checkpoint import load_agent
+    from il_based_rl.dataset import DemoDataset
+    from il_based_rl.policy import require_spaces
+
+    if checkpoint is None:
+        config = _with_seed(config)
+        return _started(config, load_agent(config.checkpoint), envs), config
+    path, payload = checkpoint
+    stored = _stored_settings(checkpoint)
+    config = replace(config, seed=stored.seed if config.seed is None else config.seed)
+    for name in _FIXED_AT_RESUME:
+        if getattr(stored, name) != getattr(config, name):
+            raise ResumeError(
+                f"{path} was fine-tuned with {name} {getattr(stored, name)}, not {getattr(config, name)}; "
+                "leave the flag out, or start afresh without --resume"
+            )
+    demos = None if config.demo_path is None else DemoDataset.load(config.demo_path)
+    tuner = GuardedPPO.from_payload(payload, path, config.guard, config.ppo, device=config.device, demos=demos)
+    require_spaces(tuner.agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
+    return tuner, config
+
+
+def _own_settings(checkpoint: Checkpoint, defaults: FinetuneConfig, env_id: str | None) -> FinetuneConfig:
+    """Return what the command line may leave out: see `train_ppo`."""
+    stored = _stored_settings(checkpoint)
+    if env_id is None and ":" in stored.env_id:
+        raise ResumeError(
+            f"{checkpoint[0]} asks for the environment {stored.env_id}, for which code is imported; "
+            f"if you trust that code, say so by --env-id {stored.env_id}"
+        )
+    if not is_own(checkpoint[0], stored.save_path):
+        return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
+    return stored
+
+
+def _stored_settings(checkpoint: Checkpoint) -> FinetuneConfig:
+    """Return the settings of the run that wrote a checkpoint."""
+    path, payload = checkpoint
+    if "finetune" not in payload:
+        raise ResumeError(f"{path} is no checkpoint of finetune; give it as --checkpoint to begin from")
+    try:
+        settings = payload["run"]["settings"]
+        parts = {
+            "guard": GuardConfig(**settings["guard"]),
+            "ppo": PPOConfig(**settings["ppo"]),
+            "tracking": TrackingConfig(**settings["tracking"]),
+        }
+        config = FinetuneConfig(**{**settings, **parts, "resume": None})
+        require_types(config)
+        return config
+    except UserError:
+        raise
+    except Exception as error:  # what a foreign file holds may be wrong in any way
+        raise FileFormatError(f"{path} holds no settings that finetune can go on with: {error}") from error
+
+
+def _line(step: int, metrics: dict[str, float]) -> str:
+    moves = "" if metrics["actor_moves"] else "  (the critic warms up)"
+    return (
+        f"[{step:>8}] eval_reward={metrics['eval_reward']:.2f}  above the clone={metrics['margin_over_clone']:.2f}  "
+        f"best={metrics['best_reward']:.2f}{moves}"
+    )
+
+
+if __name__ == "__main__":
+    main()

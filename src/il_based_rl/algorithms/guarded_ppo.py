@@ -1,0 +1,250 @@
+"""PPO that goes on from a clone and does not fall behind it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from il_based_rl.actor_critic_policy import ActorCriticPolicy
+from il_based_rl.buffer import RolloutBatch
+from il_based_rl.config import GuardConfig, PPOConfig
+from il_based_rl.dataset import DemoDataset
+from il_based_rl.envs import Envs
+from il_based_rl.errors import FileFormatError
+from il_based_rl.flat_parameters import GroupedAdam
+from il_based_rl.heads import to_tensor
+from il_based_rl.policy import MLPPolicy, copied, load_parameters, require_counts
+from il_based_rl.ppo_agent import PPOAgent, Progress
+from il_based_rl.seeding import generator, generator_state, restore_generator, torch_seed
+from il_based_rl.statistics import Estimate, difference
+
+_DEMO_BATCH = 64
+
+
+class GuardedPPO:
+    """PPO given a clone, behind guard rails; what each of them prevents is told in docs/improve.md.
+
+    A new critic learns from the clone's own rollouts until it foresees their returns; only then does the actor move, slowly
+    at first, its observation statistics as they are, its standard deviation small and bounded, drawn back to the clone on the
+    states that it visits and, with demonstrations, to them. Actor and critic have learning rates and gradient norms of their
+    own. `judge` compares the policy with the clone from the same start states, keeps the best, and goes back to it from one
+    that is clearly below the clone.
+
+    Args:
+        agent: Learns from now on; its actor is the clone, or what has become of it.
+        anchor: The clone.
+        guard: The guard rails.
+        demos: Demonstrations whose likelihood is kept up, see Rajeswaran et al. (2018, https://arxiv.org/abs/1709.10087), who
+            weight it by the largest advantage as well.
+    """
+
+    def __init__(self, agent: PPOAgent, anchor: MLPPolicy, guard: GuardConfig, demos: DemoDataset | None = None) -> None:
+        self.agent, self.guard = agent, guard
+        policy, state = agent.policy, agent.optimizer.state_dict()
+        inner = [*policy.actor.parameters(), *([] if policy.log_std is None else [policy.log_std])]
+        self._optimizer = GroupedAdam(agent.flat, agent.config.lr, [inner, list(policy.critic.parameters())], eps=1e-5)
+        self._optimizer.load_state_dict(state)
+        agent.optimizer, agent.penalty = self._optimizer, self._penalty
+        self._anchor = copy.deepcopy(anchor).to(agent.device).requires_grad_(False)
+        self._demos = None if demos is None else self._prepared(demos)
+        self._draws = generator(agent.seed, "minibatch order", 1)
+        self._divergences: list[float] = []
+        self.warming, self.rollouts, self.updates = guard.warmup_rollouts > 0, 0, 0
+        """Whether the actor is still; rollouts so far; updates of the actor so far."""
+        self.caution = 1.0
+        """Divides the actor's learning rate, and multiplies the divergence's weight; doubles with each step back."""
+        self.clone_returns: np.ndarray | None = None
+        """Of the clone, from the start states that `judge` is given. Shape (E,)."""
+        self.best, self.best_mean = copied(policy.state_dict()), -math.inf
+        """Parameters of the best policy by `judge`, and its mean return."""
+        self._schedule()
+
+    @classmethod
+    def from_clone(
+        cls,
+        clone: MLPPolicy,
+        guard: GuardConfig,
+        ppo: PPOConfig,
+        *,
+        seed: int,
+        device: str | torch.device = "cpu",
+        critic: nn.Module | None = None,
+        demos: DemoDataset | None = None,
+    ) -> GuardedPPO:
+        """Begin with a clone, which is copied, and a new critic; or with an expert's actor and its `critic`."""
+        weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
+        spaces: tuple[gym.Space[Any], gym.Space[Any]] = (clone.observation_space, clone.action_space)
+        policy = ActorCriticPolicy(*spaces, clone.hidden_dims, activation=clone.activation, generator=weights)
+        policy.actor.load_state_dict(clone.state_dict())
+        if critic is not None:
+            policy.critic.load_state_dict(critic.state_dict())
+        if policy.log_std is not None:
+            policy.log_std.data.fill_(math.log(guard.action_std))
+        return cls(PPOAgent(policy, ppo, seed=seed, device=device), clone, guard, demos)
+
+    @classmethod
+    def from_payload(
+        cls,
+        payload: dict[str, Any],
+        path: str | Path,
+        guard: GuardConfig,
+        ppo: PPOConfig,
+        *,
+        device: str | torch.device = "cpu",
+        demos: DemoDataset | None = None,
+    ) -> GuardedPPO:
+        """Go on from what `payload` returned; `path` is for messages.
+
+        Raises:
+            FileFormatError: It is of another kind, or damaged.
+        """
+        agent = PPOAgent.from_payload(payload, path, device=device)
+        try:
+            state = payload["finetune"]
+            anchor = copy.deepcopy(agent.policy.actor)
+            load_parameters(anchor, state["anchor"])
+            agent.config = ppo
+            tuner = cls(agent, anchor, guard, demos)
+            load_parameters(agent.policy, state["learner"])
+            require_counts(state, "rollouts", "updates")
+            tuner.warming, tuner.rollouts, tuner.updates = bool(state["warming"]), state["rollouts"], state["updates"]
+            tuner.caution, tuner.best_mean = float(state["caution"]), float(state["best_mean"])
+            tuner.clone_returns = None if state["clone_returns"] is None else state["clone_returns"].numpy()
+            restore_generator(tuner._draws, state["draws"])
+            tuner._schedule()
+        except Exception as error:  # what a foreign file holds may be wrong in any way
+            raise FileFormatError(f"{path} holds no fine-tuning to go on with: {' '.join(str(error).split())}") from error
+        return tuner
+
+    def payload(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: an expert whose policy is the best one, and beside it what learning goes on from."""
+        payload = self.agent.payload()
+        state = {
+            "learner": payload["parameters"],
+            "anchor": copied(self._anchor.state_dict()),
+            "warming": self.warming,
+            "rollouts": self.rollouts,
+            "updates": self.updates,
+            "caution": self.caution,
+            "best_mean": self.best_mean,
+            "clone_returns": None if self.clone_returns is None else torch.from_numpy(self.clone_returns.copy()),
+            "draws": generator_state(self._draws),
+        }
+        return payload | {"parameters": self.best, "finetune": state}
+
+    def learn(self, envs: Envs, total_timesteps: int) -> Iterator[Progress]:
+        """Train as `PPOAgent.learn` does; yield after each update."""
+        for progress in self.agent.learn(envs, total_timesteps):
+            moved = not self.warming
+            self._advance(progress.metrics["explained_variance"])
+            facts = {"actor_moves": float(moved), "actor_lr": self._optimizer.shares[0] * self.agent.config.lr}
+            if (log_std := self.agent.policy.log_std) is not None:
+                facts["action_std"] = float(log_std.detach().exp().mean())
+            if self._divergences:
+                facts["divergence_from_clone"] = float(np.mean(self._divergences))
+                self._divergences.clear()
+            yield replace(progress, metrics=progress.metrics | facts)
+
+    def _advance(self, explained_variance: float) -> None:
+        """Go on to the next update: end the warm-up, move the schedules, bound the standard deviation."""
+        self.rollouts += 1
+        if not self.warming:
+            self.updates += 1
+        elif explained_variance >= self.guard.warmup_variance or self.rollouts >= self.guard.warmup_rollouts:
+            self.warming = False
+        self._bound_std()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        guard = self.guard
+        rise = min(1.0, (self.updates + 1) / max(guard.actor_rampup, 1))
+        share = 0.0 if self.warming else guard.actor_lr / self.agent.config.lr * rise / self.caution
+        self._optimizer.shares = [share, 1.0]
+        self._kl_weight = guard.kl_coef * guard.kl_decay**self.updates * self.caution
+        self._bc_weight = guard.bc_coef * guard.bc_decay**self.updates
+
+    def _bound_std(self) -> None:
+        log_std = self.agent.policy.log_std
+        if log_std is not None:
+            log_std.data.clamp_(math.log(self.guard.min_action_std), math.log(self.guard.max_action_std))
+
+    def _penalty(self, minibatch: RolloutBatch) -> None:
+        """Add the gradients that draw the actor back to the clone and to the demonstrations."""
+        policy = self.agent.policy
+        actor, head = policy.actor, policy.actor.head
+        self._bound_std()
+        if self.warming:
+            return
+        with torch.enable_grad():
+            inputs = minibatch.normalized
+            normalized = inputs if isinstance(inputs, Tensor) else to_tensor(inputs, self.agent.device)
+            divergence = head.divergence(actor.network(normalized), self._anchor.network(normalized), policy.log_std)
+            loss = self._kl_weight * divergence
+            if self._demos is not None and self._bc_weight > 0.0:
+                shown, raw = self._demos
+                drawn = torch.from_numpy(self._draws.integers(len(shown), size=_DEMO_BATCH)).to(shown.device)
+                log_probs = head.log_prob(actor.network(shown[drawn]), policy.log_std, raw[drawn])
+                loss = loss - self._bc_weight * log_probs.mean()
+        loss.backward()
+        self._divergences.append(float(divergence.detach()))
+
+    def _prepared(self, demos: DemoDataset) -> tuple[Tensor, Tensor]:
+        """Return standardised features and raw actions of demonstrations, as tensors."""
+        actor, device = self.agent.policy.actor, self.agent.device
+        features = to_tensor(actor.codec.features(demos.observations), device)
+        return actor.normalizer(features), to_tensor(actor.head.from_env(demos.actions), device)
+
+    def judge(self, returns: np.ndarray, random: np.random.Generator) -> Estimate:
+        """Compare the present policy with the clone, from the same start states; keep it, or go back to the best one.
+
+        The first call is about the clone itself.
+
+        Args:
+            returns: Of whole episodes by the policy, by start state. Shape (E,).
+            random: For the interval.
+
+        Returns:
+            By how much the policy's mean return is above the clone's.
+        """
+        if self.clone_returns is None:
+            self.clone_returns = returns
+        margin = difference(returns, self.clone_returns, random, paired=True)
+        if self.guard.gate and margin.high < 0.0:
+            self.agent.policy.load_state_dict(self.best)
+            self._optimizer.forget()
+            self.caution *= 2.0
+            self._schedule()
+        elif returns.mean() >= self.best_mean:
+            self.best, self.best_mean = copied(self.agent.policy.state_dict()), float(returns.mean())
+        return margin
+
+    def settle(self, play: Callable[[], np.ndarray], random: np.random.Generator) -> Estimate:
+        """Take the best policy for the result, unless it is clearly below the clone from start states never seen before.
+
+        Args:
+            play: Lets the agent's policy play from those, and returns its returns by start state.
+            random: For the interval.
+
+        Returns:
+            By how much the result's mean return is above the clone's there.
+        """
+        policy = self.agent.policy
+        policy.load_state_dict(self.best)
+        best = play()
+        policy.actor.load_state_dict(self._anchor.state_dict())
+        clone = play()
+        margin = difference(best, clone, random, paired=True)
+        if margin.high < 0.0:
+            self.best = copied(policy.state_dict())
+            return difference(clone, clone, random, paired=True)
+        policy.load_state_dict(self.best)
+        return margin

@@ -1,0 +1,398 @@
+"""Fine-tuning: each guard rail does what it says, nothing saved is clearly below the clone, a resumed run is the same run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from il_based_rl import evaluate
+from il_based_rl.__main__ import main
+from il_based_rl.agent import BCAgent
+from il_based_rl.algorithms import finetune as command
+from il_based_rl.algorithms.finetune import finetune
+from il_based_rl.algorithms.guarded_ppo import GuardedPPO
+from il_based_rl.checkpoint import load_agent
+from il_based_rl.collect import collect_demos
+from il_based_rl.config import BCConfig, GuardConfig, PPOConfig
+from il_based_rl.envs import InProcessEnvs
+from il_based_rl.errors import SpaceMismatchError
+from il_based_rl.evaluate import evaluate_policy
+from il_based_rl.experiment.run import TIME_FIELDS
+from il_based_rl.files import read_checkpoint, read_rows
+from il_based_rl.flat_parameters import FlatAdam, FlatParameters, GroupedAdam
+from il_based_rl.functional import bernoulli_divergence, categorical_divergence
+from il_based_rl.ppo_agent import PPOAgent
+
+ENV = "Pendulum-v1"
+PPO = PPOConfig(lr=1e-3, clip_range=0.1, n_steps=256, n_epochs=2, normalize_obs=False)
+SMALL = "--n-steps 128 --n-epochs 1 --eval-interval 256 --eval-episodes 3 --final-episodes 3 --seed 0 --save-path c/f.pt"
+
+
+def lazy(obs):
+    return np.float32([-obs[2] / 4])
+
+
+def balance(obs):
+    return int(obs[2] + 0.5 * obs[3] > 0)
+
+
+def cloned(env_id, expert, epochs=5):
+    demos = collect_demos(env_id, expert, 5, seed=0)
+    student = BCAgent.for_dataset(demos, BCConfig(epochs=epochs), hidden_dims=(16, 16), seed=0)
+    for _ in student.learn(demos):
+        pass
+    return student, demos
+
+
+@pytest.fixture(scope="module")
+def clone():
+    return cloned(ENV, lazy)
+
+
+def tuner_for(clone, guard=None, ppo=PPO, demos=None, seed=0):
+    return GuardedPPO.from_clone(clone.policy, guard or GuardConfig(), ppo, seed=seed, demos=demos)
+
+
+def updates(tuner, count, env_id=ENV):
+    with InProcessEnvs(env_id) as envs:
+        yield from tuner.learn(envs, tuner.agent.env_steps + count * tuner.agent.config.n_steps)
+
+
+def actor_of(tuner):
+    return {name: tensor.clone() for name, tensor in tuner.agent.policy.actor.state_dict().items()}
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- guard rails ----
+
+
+def test_it_begins_as_the_clone_with_a_fresh_critic_and_the_set_deviation(clone):
+    student, _ = clone
+    tuner = tuner_for(student, GuardConfig(action_std=0.2))
+    obs = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    np.testing.assert_array_equal(tuner.agent.predict(obs), student.predict(obs))
+    assert float(tuner.agent.policy.log_std.detach().exp()) == pytest.approx(0.2, rel=1e-6)
+    before = copy.deepcopy(student.policy.state_dict())
+    for _ in updates(tuner, 3):
+        pass
+    assert equal(before, student.policy.state_dict())  # the student itself is left alone
+
+
+def test_the_actor_is_still_until_the_critic_foresees_returns_or_patience_ends(clone):
+    tuner = tuner_for(clone[0], GuardConfig(warmup_variance=1.0, warmup_rollouts=3))
+    start, moved = actor_of(tuner), []
+    critic = copy.deepcopy(tuner.agent.policy.critic.state_dict())
+    for progress in updates(tuner, 5):
+        moved.append(not equal(start, actor_of(tuner)))
+        assert progress.metrics["actor_moves"] == float(moved[-1])
+    assert moved == [False, False, False, True, True]
+    assert not equal(critic, tuner.agent.policy.critic.state_dict())
+    early = tuner_for(clone[0], GuardConfig(warmup_variance=-1e9, warmup_rollouts=9))
+    assert [progress.metrics["actor_moves"] for progress in updates(early, 3)] == [0.0, 1.0, 1.0]
+    none = tuner_for(clone[0], GuardConfig(warmup_rollouts=0))
+    assert [progress.metrics["actor_moves"] for progress in updates(none, 1)] == [1.0]
+
+
+def test_observation_statistics_are_the_clones(clone):
+    tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0))
+    for _ in updates(tuner, 2):
+        pass
+    assert equal(clone[0].policy.normalizer.state_dict(), tuner.agent.policy.actor.normalizer.state_dict())
+
+
+@pytest.mark.parametrize("end", ["min_action_std", "max_action_std"])
+def test_the_deviation_stays_inside_its_bounds(end, clone):
+    guard = replace(GuardConfig(warmup_rollouts=0, actor_rampup=0, actor_lr=1.0), action_std=0.15, **{end: 0.15})
+    tuner = tuner_for(clone[0], guard, replace(PPO, entropy_coef=0.5 if end == "max_action_std" else 0.0))
+    for progress in updates(tuner, 3):
+        assert 0.05 - 1e-6 <= progress.metrics["action_std"] <= 0.3 + 1e-6
+        assert progress.metrics["action_std"] <= 0.15 + 1e-6 if end == "max_action_std" else True
+
+
+def test_the_actors_rate_rises_and_the_weights_fall(clone):
+    tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, actor_rampup=4, actor_lr=2e-4, kl_decay=0.5, bc_decay=0.25))
+    rates = [progress.metrics["actor_lr"] for progress in updates(tuner, 6)]
+    np.testing.assert_allclose(rates, [1e-4, 1.5e-4, 2e-4, 2e-4, 2e-4, 2e-4], rtol=1e-6)  # of the update that follows
+    assert tuner._kl_weight == pytest.approx(0.2 * 0.5**6)
+    assert tuner._bc_weight == pytest.approx(0.01 * 0.25**6)
+
+
+def test_the_anchor_keeps_it_near_the_clone(clone):
+    far = []
+    for kl_coef in (0.0, 100.0):
+        tuner = tuner_for(
+            clone[0], GuardConfig(warmup_rollouts=0, actor_rampup=0, actor_lr=3e-3, kl_coef=kl_coef, kl_decay=1.0)
+        )
+        far.append([progress.metrics["divergence_from_clone"] for progress in updates(tuner, 8)][-1])
+    assert far[1] < far[0] / 3
+
+
+def test_demonstrations_are_kept_likely(clone):
+    student, demos = clone
+    errors = []
+    for bc_coef in (0.0, 10.0):
+        guard = GuardConfig(warmup_rollouts=0, actor_rampup=0, actor_lr=1e-3, kl_coef=0.0, bc_coef=bc_coef, bc_decay=1.0)
+        tuner = tuner_for(student, guard, demos=demos)
+        for _ in updates(tuner, 8):
+            pass
+        errors.append(float(np.mean((tuner.agent.predict(demos.observations) - demos.actions) ** 2)))
+    assert errors[1] < errors[0] / 2
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_both_paths_take_the_penalty_alike(fast_path, clone):
+    guard = GuardConfig(warmup_rollouts=0, actor_rampup=0, actor_lr=1e-3, kl_coef=1.0)
+    tuners = [tuner_for(clone[0], guard, replace(PPO, fast_path=path)) for path in (True, fast_path)]
+    ends = []
+    for tuner in tuners:
+        for _ in updates(tuner, 2):
+            pass
+        ends.append(torch.cat([tensor.flatten() for tensor in actor_of(tuner).values()]))
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
+
+
+# ---- the gate ----
+
+
+def random():
+    return np.random.default_rng(0)
+
+
+def test_the_gate_keeps_the_best_and_goes_back_to_it(clone):
+    tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0))
+    hard = random().normal(-1000, 100, 40)
+    tuner.judge(hard, random())
+    for _ in updates(tuner, 1):
+        pass
+    better = actor_of(tuner)
+    margin = tuner.judge(hard + 50 + random().normal(0, 10, 40), random())
+    assert margin.low > 0
+    assert equal(better, {name: tuner.best[f"actor.{name}"] for name in better})
+    for _ in updates(tuner, 1):
+        pass
+    tuner.judge(hard - 50 + random().normal(0, 10, 40), random())
+    assert equal(better, actor_of(tuner))
+    assert tuner.caution == 2.0
+    rate = tuner._optimizer.shares[0]
+    tuner.judge(hard - 50 + random().normal(0, 10, 40), random())
+    assert tuner._optimizer.shares[0] == pytest.approx(rate / 2)
+
+
+def test_without_the_gate_nothing_is_taken_back(clone):
+    tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, gate=False))
+    tuner.judge(np.zeros(20), random())
+    for _ in updates(tuner, 1):
+        pass
+    now = actor_of(tuner)
+    tuner.judge(np.full(20, -5.0) + random().normal(size=20), random())
+    assert equal(now, actor_of(tuner))
+
+
+@pytest.mark.parametrize(("best_plays", "taken"), [(-500.0, "best"), (-1500.0, "clone")])
+def test_the_result_is_not_clearly_below_the_clone_where_nothing_was_chosen(best_plays, taken, clone):
+    tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, actor_rampup=0, actor_lr=1e-2))
+    start = actor_of(tuner)
+    for _ in updates(tuner, 1):
+        pass
+    tuner.judge(np.zeros(10), random())
+    noise = random().normal(0, 10, (2, 60))
+    plays = iter([best_plays + noise[0], -1000.0 + noise[1]])
+    margin = tuner.settle(lambda: next(plays), random())
+    assert equal(start, actor_of(tuner)) == (taken == "clone")
+    assert margin.high >= 0.0
+
+
+# ---- mathematics ----
+
+
+def test_groups_have_norms_and_rates_of_their_own():
+    layers = [torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)]
+    flat = FlatParameters(layers)
+    start = flat.vector.detach().clone()
+    optimizer = GroupedAdam(flat, 0.1, [[layers[0].weight], [layers[1].weight]])
+    optimizer.shares = [0.5, 1.0]
+    flat.grad[flat.places([layers[0].weight])] = 100.0
+    flat.grad[flat.places([layers[1].weight])] = 0.01
+    optimizer.step(0.5)
+    moved = start - flat.vector.detach()
+    torch.testing.assert_close(moved[flat.places([layers[0].weight])], torch.full((4,), 0.05), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moved[flat.places([layers[1].weight])], torch.full((4,), 0.1), rtol=1e-4, atol=1e-6)
+    assert float(flat.grad[flat.places([layers[0].weight])].norm()) == pytest.approx(0.5, rel=1e-4)
+    assert float(flat.grad[flat.places([layers[1].weight])].norm()) == pytest.approx(0.02, rel=1e-4)  # short ones stay
+
+
+def test_a_group_that_keeps_still_leaves_no_moment_behind():
+    layers = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+    flat = FlatParameters(layers)
+    start = flat.vector.detach().clone()
+    optimizer = GroupedAdam(flat, 0.1, [list(layers[0].parameters()), list(layers[1].parameters())])
+    optimizer.shares = [0.0, 1.0]
+    flat.grad.fill_(1.0)
+    optimizer.step()
+    still = flat.places(list(layers[0].parameters()))
+    assert torch.equal(flat.vector.detach()[still], start[still])
+    assert not optimizer.state_dict()["exp_avg"][still].any()
+
+
+def test_one_group_of_all_is_plain_adam():
+    ends = []
+    for grouped in (False, True):
+        layer = torch.nn.Linear(3, 2)
+        torch.nn.init.ones_(layer.weight)
+        torch.nn.init.ones_(layer.bias)
+        flat = FlatParameters([layer])
+        optimizer = GroupedAdam(flat, 0.1, [list(layer.parameters())]) if grouped else FlatAdam(flat, 0.1)
+        for k in range(4):
+            flat.grad.copy_(torch.linspace(-1, 1, 8) * (k + 1))
+            optimizer.step(0.7)
+        ends.append(flat.vector.detach().clone())
+    torch.testing.assert_close(*ends)
+
+
+def test_divergences_are_those_of_torch():
+    draws = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(6, 5, generator=draws) for _ in range(2))
+    kl, choice, bit = torch.distributions.kl_divergence, torch.distributions.Categorical, torch.distributions.Bernoulli
+    first = kl(choice(logits=one[:, :2]), choice(logits=other[:, :2]))
+    second = kl(choice(logits=one[:, 2:]), choice(logits=other[:, 2:]))
+    torch.testing.assert_close(categorical_divergence(one, other, [2, 3]), first + second)
+    bits = kl(bit(logits=one), bit(logits=other)).sum(-1)
+    torch.testing.assert_close(bernoulli_divergence(one, other), bits, rtol=1e-4, atol=1e-5)
+
+
+# ---- from Python and from the command line ----
+
+
+def test_what_it_returns_acts_like_any_expert_and_is_not_below_the_clone(clone):
+    student, _ = clone
+    expert = finetune(student, ENV, 2048, ppo=PPO, seed=0, eval_interval=512, eval_episodes=5, final_episodes=10)
+    assert isinstance(expert, PPOAgent)
+    seeds = list(range(30))
+    mine, clones = (evaluate_policy(agent, ENV, start_seeds=seeds).returns for agent in (expert, student))
+    margin = mine - clones
+    assert margin.mean() + 2 * margin.std(ddof=1) / math.sqrt(30) >= 0
+
+
+def test_discrete_actions_and_an_experts_own_critic():
+    student, _ = cloned("CartPole-v1", balance)
+    ppo = replace(PPO, n_steps=128)
+    expert = finetune(student, "CartPole-v1", 384, ppo=ppo, seed=0, eval_interval=128, eval_episodes=3, final_episodes=3)
+    assert expert.predict(np.zeros(4, np.float32)).shape == ()
+    tuner = GuardedPPO.from_clone(expert.policy.actor, GuardConfig(), ppo, seed=1, critic=expert.policy.critic)
+    assert equal(tuner.agent.policy.critic.state_dict(), expert.policy.critic.state_dict())
+
+
+def test_a_student_of_another_environment_is_refused(clone):
+    with pytest.raises(SpaceMismatchError):
+        finetune(clone[0], "CartPole-v1", 128)
+
+
+@pytest.fixture
+def saved(clone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clone[0].save("student.pt")
+    clone[1].save("demos.npz")
+
+
+RUN = f"finetune --checkpoint student.pt --env-id {ENV} --demo-path demos.npz --total-timesteps 768 {SMALL}"
+
+
+@pytest.mark.usefixtures("saved")
+def test_the_command_writes_an_expert_that_every_other_command_takes(capsys):
+    main(RUN.split())
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"Fine-tuning student.pt on {ENV} for 768 timesteps..."
+    assert sum("above the clone=" in line for line in printed) == 3
+    assert printed[-2].startswith("From 3 start states never seen before, it is above the clone by ")
+    assert printed[-1] == "Checkpoint saved to c/f.pt"
+    assert isinstance(load_agent("c/f.pt"), PPOAgent)
+    evaluate.main(f"--env-id {ENV} --checkpoint c/f.pt --num-episodes 2".split())
+    main(f"collect --env-id {ENV} --checkpoint c/f.pt --num-episodes 2 --save-path more.npz".split())
+    rows = read_rows("c/f/metrics.jsonl")
+    assert [row["step"] for row in rows] == [128 * k for k in range(1, 7)]
+    assert {"eval_reward", "margin_over_clone", "best_reward", "caution", "actor_moves", "actor_lr"} <= set(rows[1])
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize("nth", [1, 2, 4])
+def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(nth, monkeypatch):
+    main(RUN.split())
+    whole, rows = read_checkpoint("c/f.pt"), read_rows("c/f/metrics.jsonl")
+    real, calls = PPOAgent.update, []
+
+    def struck(self, batch):
+        calls.append(1)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PPOAgent, "update", struck)
+        with pytest.raises(SystemExit):
+            main(RUN.replace("c/f.pt", "d/f.pt").split())
+    main(["finetune", "--resume", "--save-path", "d/f.pt"])
+    ended = read_checkpoint("d/f.pt")
+    for part in ("parameters", "finetune", "training"):
+        assert repr(whole[part]) == repr(ended[part])
+        flat = [torch.equal(one, ended["parameters"][name]) for name, one in whole["parameters"].items()]
+        assert all(flat)
+    assert all(torch.equal(one, ended["finetune"]["learner"][name]) for name, one in whole["finetune"]["learner"].items())
+    again = read_rows("d/f/metrics.jsonl")
+    assert [row | dict.fromkeys(TIME_FIELDS, 0) for row in again] == [row | dict.fromkeys(TIME_FIELDS, 0) for row in rows]
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("finetune --checkpoint nowhere.pt", "nowhere.pt"),
+        ("finetune --checkpoint student.pt --env-id CartPole-v1", "do not fit"),
+        ("finetune --checkpoint student.pt --save-path student.pt", "is a file that is read"),
+        ("finetune --checkpoint student.pt --action-std 0.9", "--action-std"),
+        ("finetune --checkpoint student.pt --demo-path nowhere.npz", "nowhere.npz"),
+        ("finetune --resume student.pt", "no checkpoint of finetune"),
+        ("finetune --resume --save-path c/none.pt", "nothing to resume"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_no_file(arguments, says, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments.split())
+    captured = capsys.readouterr()
+    assert leaving.value.code == 2
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+    assert sorted(path.name for path in Path().rglob("*.pt")) == ["student.pt"]
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize("changed", ["--seed 1", "--num-envs 2", "--eval-episodes 4"])
+def test_what_a_run_is_may_not_change_when_it_is_resumed(changed, capsys):
+    main(RUN.split())
+    with pytest.raises(SystemExit) as leaving:
+        main(f"finetune --resume --save-path c/f.pt --total-timesteps 896 {changed}".split())
+    assert leaving.value.code == 2
+    assert "leave the flag out" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize("damage", [{}, {"anchor": 3}, {"learner": {}}, {"caution": "x"}, {"draws": {}}, {"updates": -1}])
+def test_a_damaged_state_is_named(damage):
+    main(RUN.split())
+    payload = read_checkpoint("c/f.pt")
+    state = {**payload["finetune"], **damage} if damage else 3
+    with pytest.raises(Exception, match="no fine-tuning to go on with") as refused:
+        GuardedPPO.from_payload({**payload, "finetune": state}, "x.pt", GuardConfig(), PPO)
+    assert type(refused.value).__name__ == "FileFormatError"
+
+
+def test_the_command_is_listed():
+    assert command.main.__module__ == "il_based_rl.algorithms.finetune"
