@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +31,11 @@ SEEDS = range(5)
 POINTS, EPISODES = 10, 100
 """Evaluations of each run, and the start states of each."""
 ARMS = ("fine-tuned", "naive", "scratch")
+HOW = f"""On the scale from a random policy (0) to the expert (1), from {EPISODES} start states a seed that nothing was chosen
+by; means over seeds with Student's t intervals of 95 %. The same clone begins every arm of a seed, but for scratch. *Lowest* is
+the lowest of the evaluations during training, of the policy that would be saved then. *Steps to 95 %* is the median over seeds
+of the first evaluation at or above 95 % of the expert (a run that never gets there counts with all its steps); *area* the mean
+over all evaluations."""
 
 
 @dataclass(frozen=True)
@@ -188,11 +194,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# What fine-tuning brings, measured",
         "",
-        f"`python -m benchmarks.improve`, {time.strftime('%Y-%m-%d')}. On the scale from a random policy (0) to the expert (1),",
-        f"from {EPISODES} start states a seed that nothing was chosen by; means over seeds with Student's t intervals of 95 %.",
-        "The same clone begins every arm of a seed, but for scratch. *Lowest* is the lowest of the evaluations during training,",
-        "of the policy that would be saved then. *Steps to 95 %* is the median over seeds of the first evaluation at or above",
-        "95 % of the expert (a run that never gets there counts with all its steps); *area* the mean over all evaluations.",
+        *textwrap.wrap(f"`python -m benchmarks.improve`, {time.strftime('%Y-%m-%d')}. {HOW}", 124),
         "",
     ]
     for name, task in TASKS.items():
@@ -239,8 +241,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         count = len(ready) * POINTS
         lines += [
             "",
-            f"The fine-tuned policy that would be saved was below the clone, the paired interval excluding zero, at {clearly_below}",
-            f"of {count} evaluations (uncorrected for their number).",
+            f"At {clearly_below} of {count} evaluations the fine-tuned policy that would be saved was below the clone, the",
+            "paired interval excluding zero (uncorrected for their number).",
             "",
         ]
     return "\n".join(lines)
