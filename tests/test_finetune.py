@@ -55,6 +55,9 @@ def clone():
     return cloned(ENV, lazy)
 
 
+CAREFUL = {"action_std": 0.15, "max_action_std": 0.3}
+
+
 def tuner_for(clone, guard=None, ppo=PPO, demos=None, seed=0):
     return GuardedPPO.from_clone(clone.policy, guard or GuardConfig(), ppo, seed=seed, demos=demos)
 
@@ -111,7 +114,7 @@ def test_observation_statistics_are_the_clones(clone):
 
 @pytest.mark.parametrize("end", ["min_action_std", "max_action_std"])
 def test_the_deviation_stays_inside_its_bounds(end, clone):
-    guard = replace(GuardConfig(warmup_rollouts=0, actor_rampup=0, actor_lr=1.0), action_std=0.15, **{end: 0.15})
+    guard = replace(GuardConfig(warmup_rollouts=0, actor_rampup=0, actor_lr=1.0), **(CAREFUL | {end: 0.15}))
     tuner = tuner_for(clone[0], guard, replace(PPO, entropy_coef=0.5 if end == "max_action_std" else 0.0))
     for progress in updates(tuner, 3):
         assert 0.05 - 1e-6 <= progress.metrics["action_std"] <= 0.3 + 1e-6
@@ -119,7 +122,9 @@ def test_the_deviation_stays_inside_its_bounds(end, clone):
 
 
 def test_the_actors_rate_rises_and_the_weights_fall(clone):
-    tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, actor_rampup=4, actor_lr=2e-4, kl_decay=0.5, bc_decay=0.25))
+    tuner = tuner_for(
+        clone[0], GuardConfig(warmup_rollouts=0, actor_rampup=4, actor_lr=2e-4, kl_coef=0.2, kl_decay=0.5, bc_decay=0.25)
+    )
     rates = [progress.metrics["actor_lr"] for progress in updates(tuner, 6)]
     np.testing.assert_allclose(rates, [1e-4, 1.5e-4, 2e-4, 2e-4, 2e-4, 2e-4], rtol=1e-6)  # of the update that follows
     assert tuner._kl_weight == pytest.approx(0.2 * 0.5**6)
@@ -357,7 +362,7 @@ def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(nth, mo
         ("finetune --checkpoint nowhere.pt", "nowhere.pt"),
         ("finetune --checkpoint student.pt --env-id CartPole-v1", "do not fit"),
         ("finetune --checkpoint student.pt --save-path student.pt", "is a file that is read"),
-        ("finetune --checkpoint student.pt --action-std 0.9", "--action-std"),
+        ("finetune --checkpoint student.pt --action-std 1.9", "--action-std"),
         ("finetune --checkpoint student.pt --demo-path nowhere.npz", "nowhere.npz"),
         ("finetune --resume student.pt", "no checkpoint of finetune"),
         ("finetune --resume --save-path c/none.pt", "nothing to resume"),

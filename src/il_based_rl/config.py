@@ -362,21 +362,21 @@ class GuardConfig:
     """Start with a new critic; an expert's own may be kept."""
     warmup_variance: float = 0.5
     """Explained variance of returns from which the critic is good enough for the actor to move."""
-    warmup_rollouts: int = 15
+    warmup_rollouts: int = 5
     """Rollouts of the still actor after which it moves in any case; 0 lets it move at once."""
-    actor_lr: float = 1e-4
+    actor_lr: float = 3e-4
     """Learning rate of the actor, while --lr is the critic's."""
-    actor_rampup: int = 10
+    actor_rampup: int = 3
     """Updates over which the actor's learning rate rises to that."""
-    action_std: float = 0.15
+    action_std: float = 0.5
     """Standard deviation of continuous actions at the start, in units of half their range."""
     min_action_std: float = 0.05
     """Least standard deviation."""
-    max_action_std: float = 0.3
+    max_action_std: float = 1.0
     """Largest standard deviation."""
-    kl_coef: float = 0.2
+    kl_coef: float = 0.02
     """Weight of the divergence from the clone on the states that are visited."""
-    kl_decay: float = 0.98
+    kl_decay: float = 0.95
     """What that weight is multiplied by after each update."""
     bc_coef: float = 0.01
     """Weight of the demonstrations' negative log-likelihood, where there are any."""
@@ -397,8 +397,8 @@ class GuardConfig:
         _require(self.warmup_variance <= 1.0, "warmup_variance", self.warmup_variance, "at most 1")
 
 
-def _careful_ppo() -> PPOConfig:
-    return PPOConfig(lr=1e-3, clip_range=0.1, target_kl=0.02, normalize_obs=False)
+def _ppo_of_a_clone() -> PPOConfig:
+    return PPOConfig(lr=1e-3, normalize_obs=False)
 
 
 @dataclass(frozen=True)
@@ -438,7 +438,7 @@ class FinetuneConfig:
     quiet: bool = False
     """Show no progress: neither bars nor lines."""
     guard: GuardConfig = field(default_factory=GuardConfig)
-    ppo: PPOConfig = field(default_factory=_careful_ppo)
+    ppo: PPOConfig = field(default_factory=_ppo_of_a_clone)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
