@@ -173,7 +173,7 @@ def random():
 
 
 def test_the_gate_keeps_the_best_and_goes_back_to_it(clone):
-    tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0))
+    tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, gate_patience=1))
     hard = random().normal(-1000, 100, 40)
     tuner.judge(hard, random())
     for _ in updates(tuner, 1):
@@ -190,6 +190,22 @@ def test_the_gate_keeps_the_best_and_goes_back_to_it(clone):
     rate = tuner._optimizer.shares[0]
     tuner.judge(hard - 50 + random().normal(0, 10, 40), random())
     assert tuner._optimizer.shares[0] == pytest.approx(rate / 2)
+
+
+def test_the_gate_waits_for_as_many_bad_evaluations_as_it_is_told(clone):
+    tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, gate_patience=2))
+    start, good, bad = actor_of(tuner), np.zeros(40), random().normal(-50, 5, 40)
+    tuner.judge(good, random())
+    for _ in updates(tuner, 1):
+        pass
+    for returns in (bad, good - 1e-9, bad):  # not in a row
+        tuner.judge(returns, random())
+    assert tuner.caution == 1.0
+    assert not equal(start, actor_of(tuner))
+    assert equal(start, {name: tuner.best[f"actor.{name}"] for name in start})  # what would be saved
+    tuner.judge(bad, random())
+    assert tuner.caution == 2.0
+    assert equal(start, actor_of(tuner))
 
 
 def test_without_the_gate_nothing_is_taken_back(clone):

@@ -362,19 +362,19 @@ class GuardConfig:
     """Start with a new critic; an expert's own may be kept."""
     warmup_variance: float = 0.5
     """Explained variance of returns from which the critic is good enough for the actor to move."""
-    warmup_rollouts: int = 5
+    warmup_rollouts: int = 3
     """Rollouts of the still actor after which it moves in any case; 0 lets it move at once."""
     actor_lr: float = 3e-4
     """Learning rate of the actor, while --lr is the critic's."""
     actor_rampup: int = 3
     """Updates over which the actor's learning rate rises to that."""
-    action_std: float = 0.5
+    action_std: float = 0.7
     """Standard deviation of continuous actions at the start, in units of half their range."""
     min_action_std: float = 0.05
     """Least standard deviation."""
     max_action_std: float = 1.0
     """Largest standard deviation."""
-    kl_coef: float = 0.02
+    kl_coef: float = 0.005
     """Weight of the divergence from the clone on the states that are visited."""
     kl_decay: float = 0.95
     """What that weight is multiplied by after each update."""
@@ -383,12 +383,15 @@ class GuardConfig:
     bc_decay: float = 0.95
     """What that weight is multiplied by after each update."""
     gate: bool = True
-    """Go back to the best policy, with half the rate and twice the divergence's weight, when one is clearly below the clone."""
+    """Go back to the best policy, with half the rate and twice the divergence's weight, from one that is clearly worse."""
+    gate_patience: int = 2
+    """Evaluations in a row that must be clearly below the clone's for that; what is saved is the best policy all the time."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "actor_lr", "action_std", "min_action_std", "max_action_std")
         ordered = self.min_action_std <= self.action_std <= self.max_action_std
         _require(ordered, "action_std", self.action_std, f"between {self.min_action_std} and {self.max_action_std}")
+        _require_positive(self, "gate_patience")
         for name in ("warmup_rollouts", "actor_rampup", "kl_coef", "bc_coef"):
             value = getattr(self, name)
             _require(value >= 0 and math.isfinite(value), name, value, "0 or more")

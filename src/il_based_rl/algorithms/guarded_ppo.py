@@ -60,6 +60,8 @@ class GuardedPPO:
         self._divergences: list[float] = []
         self.warming, self.rollouts, self.updates = guard.warmup_rollouts > 0, 0, 0
         """Whether the actor is still; rollouts so far; updates of the actor so far."""
+        self.below = 0
+        """Evaluations in a row that were clearly below the clone's."""
         self.caution = 1.0
         """Divides the actor's learning rate, and multiplies the divergence's weight; doubles with each step back."""
         self.clone_returns: np.ndarray | None = None
@@ -115,8 +117,9 @@ class GuardedPPO:
             agent.config = ppo
             tuner = cls(agent, anchor, guard, demos)
             load_parameters(agent.policy, state["learner"])
-            require_counts(state, "rollouts", "updates")
+            require_counts(state, "rollouts", "updates", "below")
             tuner.warming, tuner.rollouts, tuner.updates = bool(state["warming"]), state["rollouts"], state["updates"]
+            tuner.below = state["below"]
             tuner.caution, tuner.best_mean = float(state["caution"]), float(state["best_mean"])
             tuner.clone_returns = None if state["clone_returns"] is None else state["clone_returns"].numpy()
             restore_generator(tuner._draws, state["draws"])
@@ -134,6 +137,7 @@ class GuardedPPO:
             "warming": self.warming,
             "rollouts": self.rollouts,
             "updates": self.updates,
+            "below": self.below,
             "caution": self.caution,
             "best_mean": self.best_mean,
             "clone_returns": None if self.clone_returns is None else torch.from_numpy(self.clone_returns.copy()),
@@ -218,12 +222,14 @@ class GuardedPPO:
         if self.clone_returns is None:
             self.clone_returns = returns
         margin = difference(returns, self.clone_returns, random, paired=True)
-        if self.guard.gate and margin.high < 0.0:
+        self.below = self.below + 1 if margin.high < 0.0 else 0
+        if self.guard.gate and self.below >= self.guard.gate_patience:
+            self.below = 0
             self.agent.policy.load_state_dict(self.best)
             self._optimizer.forget()
             self.caution *= 2.0
             self._schedule()
-        elif returns.mean() >= self.best_mean:
+        elif not self.below and returns.mean() >= self.best_mean:
             self.best, self.best_mean = copied(self.agent.policy.state_dict()), float(returns.mean())
         return margin
 
