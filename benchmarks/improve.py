@@ -135,10 +135,13 @@ def learners(task: Task, arm: str, seed: int, clone: Any, envs: Any, judge: Any)
         return
     agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, plain(task), hidden_dims=(64, 64), seed=seed)
     if arm == "naive":
+        import torch
+
         from il_based_rl.actor_critic_policy import ActorCriticPolicy
 
         spaces = (envs.observation_space, envs.action_space)
-        policy = ActorCriticPolicy(*spaces, clone.policy.hidden_dims, activation=clone.policy.activation)
+        draws = torch.Generator().manual_seed(seed)
+        policy = ActorCriticPolicy(*spaces, clone.policy.hidden_dims, activation=clone.policy.activation, generator=draws)
         policy.actor.load_state_dict(clone.policy.state_dict())
         agent = PPOAgent(policy, plain(task), seed=seed)
     for progress in agent.learn(envs, task.steps):
