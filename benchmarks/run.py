@@ -287,6 +287,8 @@ def page(jobs: list[Job], sizes: list[Job], machine: dict[str, Any], further: li
         lines.append(f"| {what} | " + " | ".join(job.name.split()[-1] for job in mine) + " |")
         lines.append("|---" * (len(mine) + 1) + "|")
         lines.append("| steps/s | " + " | ".join(number(median(job, "ours")) for job in mine) + " |")
+        ends = [sorted(result[job.figure] for result in job.measured["ours"]) for job in mine]
+        lines.append("| lowest, highest | " + " | ".join(f"{number(each[0])}, {number(each[-1])}" for each in ends) + " |")
         lines.append("")
     lines += [
         "Environments share one rollout of 2,048 steps, so that each rollout brings the same number of updates. A larger",
@@ -353,7 +355,7 @@ def main() -> None:
     """Measure everything and write the document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each side of each job")
-    parser.add_argument("--scaling-repetitions", type=int, default=3, help="runs of each size")
+    parser.add_argument("--scaling-repetitions", type=int, default=5, help="runs of each size")
     arguments = parser.parse_args()
     set_up_peers()
     jobs, sizes = comparisons(), scaling()

@@ -38,7 +38,7 @@ def strip(folder: Path) -> None:
     expert, student = folder / "checkpoints" / "ppo_expert", folder / "checkpoints" / "bc_student"
     env_id, rows = read_run(expert).env_id, []
     for agent in (PPOAgent.load(f"{expert}.pt"), BCAgent.load(f"{student}.pt")):
-        frames, _ = film(agent, env_id, SEED)
+        frames = list(film(agent, env_id, SEED))
         chosen = [frames[k] for k in np.linspace(0, len(frames) // 2, MOMENTS).astype(int)]
         rows.append(np.concatenate([np.array(Image.fromarray(each).resize((SIZE, SIZE))) for each in chosen], axis=1))
     picture = Image.fromarray(np.concatenate(rows))

@@ -332,6 +332,9 @@ def test_a_run_of_many_short_spells_by_the_clock_ends_where_one_straight_through
 def test_a_run_whose_time_is_over_before_it_has_begun_ends_well(kind, folder, demos):
     config = PENDULUM if kind == "PPO" else replace(CLONING, demo_path=str(demos / "continuous.npz"))
     command(replace(config, save_path=str(folder / "a.pt"), max_time=1e-6))
+    training = read_checkpoint(folder / "a.pt")["training"]
+    assert training["env_steps" if kind == "PPO" else "epochs"] == 0
+    assert read_rows(folder / "a" / "metrics.jsonl") == []
 
 
 @pytest.mark.parametrize("kind", ["PPO", "cloning"])

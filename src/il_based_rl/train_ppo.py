@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from il_based_rl import cli
 from il_based_rl.config import PPOConfig, TrackingConfig, TrainPPOConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
-from il_based_rl.experiment import Checkpoint, is_own, resumed_checkpoint
+from il_based_rl.experiment import Checkpoint, is_own, require_trusted, resumed_checkpoint
 
 if TYPE_CHECKING:
     from il_based_rl.envs import Envs
@@ -166,11 +166,7 @@ def _own_settings(checkpoint: Checkpoint, defaults: TrainPPOConfig, env_id: str 
     A file from elsewhere does not choose what is overwritten, what is sent to others, nor which module is imported.
     """
     stored = _stored_settings(checkpoint)
-    if env_id is None and ":" in stored.env_id:
-        raise ResumeError(
-            f"{checkpoint[0]} asks for the environment {stored.env_id}, for which code is imported; "
-            f"if you trust that code, say so by --env-id {stored.env_id}"
-        )
+    require_trusted(checkpoint[0], stored.env_id, env_id)
     if not is_own(checkpoint[0], stored.save_path):
         return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
     return stored

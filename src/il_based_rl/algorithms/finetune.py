@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from il_based_rl import cli
 from il_based_rl.config import FinetuneConfig, GuardConfig, PPOConfig, TrackingConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
-from il_based_rl.experiment import Checkpoint, is_own, resumed_checkpoint
+from il_based_rl.experiment import Checkpoint, is_own, require_trusted, resumed_checkpoint
 
 if TYPE_CHECKING:
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
@@ -90,9 +90,11 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
     if config.resume is not None and checkpoint is None:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
-    with fitting_threads([256]), _world(config) as (envs, players):
+    with contextlib.ExitStack() as stack:
+        envs, players = stack.enter_context(_world(config))
         tuner, config = _begun(config, envs, checkpoint)
         agent = tuner.agent
+        stack.enter_context(fitting_threads(agent.hidden_dims))
         files.require_writable()
         cli.say(f"Fine-tuning {config.checkpoint} on {config.env_id} for {config.total_timesteps} timesteps...")
         if agent.env_steps >= config.total_timesteps:
@@ -239,11 +241,7 @@ def _begun(config: FinetuneConfig, envs: Envs, checkpoint: Checkpoint | None) ->
 def _own_settings(checkpoint: Checkpoint, defaults: FinetuneConfig, env_id: str | None) -> FinetuneConfig:
     """Return what the command line may leave out: see `train_ppo`."""
     stored = _stored_settings(checkpoint)
-    if env_id is None and ":" in stored.env_id:
-        raise ResumeError(
-            f"{checkpoint[0]} asks for the environment {stored.env_id}, for which code is imported; "
-            f"if you trust that code, say so by --env-id {stored.env_id}"
-        )
+    require_trusted(checkpoint[0], stored.env_id, env_id)
     if not is_own(checkpoint[0], stored.save_path):
         return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
     return stored

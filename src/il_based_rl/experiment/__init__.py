@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from il_based_rl.cli import LATEST
+from il_based_rl.errors import ResumeError
 
 Checkpoint = tuple[Path, dict[str, Any]]
 """A checkpoint's path, and what was read from it."""
@@ -23,6 +24,15 @@ def resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
     from il_based_rl.files import read_checkpoint
 
     return RunFiles(save_path).latest_checkpoint() if resume == LATEST else (Path(resume), read_checkpoint(resume))
+
+
+def require_trusted(path: Path, env_id: str, given: str | None) -> None:
+    """Raise ResumeError if a file would choose which module is imported: `MODULE:ID` must be given by the user himself."""
+    if given is None and ":" in env_id:
+        raise ResumeError(
+            f"{path} asks for the environment {env_id}, for which code is imported; "
+            f"if you trust that code, say so by --env-id {env_id}"
+        )
 
 
 def is_own(path: Path, save_path: str) -> bool:

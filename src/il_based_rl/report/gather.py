@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
 from il_based_rl.config import ReportConfig
-from il_based_rl.errors import ConfigError, FileMissingError, RenderError, UserError
+from il_based_rl.errors import FileMissingError, RenderError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +66,7 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
         See `compare.compare_policies`.
     """
     from il_based_rl.compare import compare_policies
+    from il_based_rl.experiment import require_trusted
     from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.files import require_writable, write_json, write_text
     from il_based_rl.report.found import find_runs
@@ -82,7 +83,8 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
         damaged = [f"{run.save_path} is left out, as it cannot be read" for run in found if not run.payload]
         runs = _chosen([run for run in found if run.payload], folder, config.expert)
     expert = runs[0]
-    env_id = _trusted(expert, config.env_id)
+    require_trusted(expert.save_path, expert.env_id, config.env_id)
+    env_id = config.env_id or expert.env_id
     with warnings.catch_warnings(record=True) as raised, fitting_threads([]):
         if comparison is None:
             count = f"{len(runs) - 1} students" if len(runs) != 2 else "its student"
@@ -121,16 +123,6 @@ def _named(runs: Sequence[FoundRun]) -> dict[str, Path]:
         else str(run.save_path.with_suffix("")): run.save_path
         for run in runs
     }
-
-
-def _trusted(expert: FoundRun, given: str | None) -> str:
-    """Return the environment to play in; a file does not choose which module is imported."""
-    if given is None and ":" in expert.env_id:
-        raise ConfigError(
-            f"{expert.save_path} asks for the environment {expert.env_id}, for which code is imported; "
-            f"if you trust that code, say so by --env-id {expert.env_id}"
-        )
-    return expert.env_id if given is None else given
 
 
 def _chosen(runs: Sequence[FoundRun], folder: Path, wanted: str | None) -> list[FoundRun]:
