@@ -108,6 +108,7 @@ STEPS = {
     "observation between bytes": lambda obs, *rest: (np.array([0.5, np.nan]), *rest),
     "text observation": lambda obs, *rest: (obs.astype(str), *rest),
     "no observation": lambda obs, *rest: (None, *rest),
+    "observation outside": lambda obs, *rest: (obs + np.float32([0.0, 0.75]), *rest),
     # rewards
     "nan reward": lambda obs, reward, *rest: (obs, np.nan, *rest),
     "inf reward": lambda obs, reward, *rest: (obs, -np.inf, *rest),
@@ -272,6 +273,25 @@ def test_a_fault_in_a_worker_is_one_line_that_says_where_and_the_run_can_go_on(f
     says = LEFT.get(fault) or SAYS[fault]
     where = AT_RESET if fault in AT_RESETS else PLACE
     assert re.fullmatch(f"error: environment {num_envs - 1}, seed {seed_of(num_envs - 1)}, {where}.*({says}).*", error)
+
+
+@pytest.mark.parametrize(("num_envs", "vectorization"), [(1, "sync"), (3, "sync"), (3, "async")])
+def test_an_observation_outside_its_bounds_is_a_fault_where_bounds_are_strict(num_envs, vectorization, capsys, monkeypatch):
+    error = misbehave(capsys, monkeypatch, "observation outside", num_envs, vectorization, "--strict-bounds")
+    says = r"the observation is outside its space's bounds: \[1.25\] where \[-1.0\] to \[1.0\] are allowed"
+    assert re.fullmatch(f"error: environment {num_envs - 1}, seed {seed_of(num_envs - 1)}, {PLACE}{says}", error)
+
+
+def test_an_observation_outside_its_bounds_is_taken_as_it_is_where_they_are_not(capsys, monkeypatch):
+    code, _ = main(capsys, train_ppo(register(monkeypatch, "observation outside", 0), "--total-timesteps 96"))
+    assert code == 0
+    assert steps_kept() == 96
+
+
+def test_strict_bounds_are_refused_for_envpool(capsys):
+    code, lines = main(capsys, train_ppo("Pendulum-v1", "--strict-bounds --env-backend envpool"))
+    assert code == 2
+    assert "--strict-bounds looks at Gymnasium's environments;" in " ".join(" ".join(lines).split())
 
 
 @pytest.mark.parametrize("fault", ["hangs", "hangs at reset"])

@@ -190,6 +190,8 @@ class TrainPPOConfig:
     """Whose environments to train in; evaluation is always in Gymnasium's."""
     env_timeout: float = 20.0
     """Seconds that a worker process may take for one step of its environments before it is taken for dead."""
+    strict_bounds: bool = False
+    """Take an observation outside its bounds for an error; common environments, such as LunarLander-v3, leave theirs."""
     device: str = "cpu"
     """Where the updates run: cpu, cuda, or cuda:1 and so on."""
     quiet: bool = False
@@ -204,6 +206,8 @@ class TrainPPOConfig:
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require_rollout(self.ppo, self.num_envs)
+        if self.strict_bounds and self.env_backend == "envpool":
+            raise ConfigError("--strict-bounds looks at Gymnasium's environments; leave it or --env-backend envpool out")
 
 
 @dataclass(frozen=True)
@@ -436,6 +440,8 @@ class FinetuneConfig:
     """Step the environments in this process (sync), in worker processes (async), or as their cost suggests (auto)."""
     env_timeout: float = 20.0
     """Seconds that a worker process may take for one step of its environments before it is taken for dead."""
+    strict_bounds: bool = False
+    """Take an observation outside its bounds for an error; common environments, such as LunarLander-v3, leave theirs."""
     device: str = "cpu"
     """Where the updates run: cpu, cuda, or cuda:1 and so on."""
     quiet: bool = False

@@ -242,7 +242,10 @@ def _values(env_id: str) -> Iterator[Finding]:
                 misfit = f"step {step} led to {player.row.dtype} {player.obs}, which is not in {player.codec.space}"
     yield PASS, f"{STEPS} random actions gave finite numbers of the right shape"
     if misfit:
-        yield WARN, f"{misfit}; nothing here relies on that, but mend the bounds or the number type"
+        yield (
+            WARN,
+            f"{misfit}; nothing here relies on that, and --strict-bounds makes it an error; mend the bounds or the number type",
+        )
     else:
         yield PASS, "observations are in their space"
     yield PASS, f"a step takes {statistics.median(times) * 1e6:.0f} µs (median)"

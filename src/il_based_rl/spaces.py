@@ -36,6 +36,8 @@ class ObservationCodec:
         assert isinstance(flat, spaces.Box | spaces.Discrete)
         self.row_shape: tuple[int, ...] = flat.shape or ()
         self.row_dtype = np.dtype(flat.dtype)
+        self.bounds = None if isinstance(flat, spaces.Discrete) else (flat.low, flat.high)
+        """Least and largest numbers of a row, shape row_shape each; None where `row` knows what is allowed."""
         self.size = int(flat.n) if isinstance(flat, spaces.Discrete) else int(np.prod(flat.shape, dtype=int))
         if self.size == 0:
             raise UnsupportedSpaceError(f"the observation space {space} holds no numbers to read")

@@ -149,7 +149,13 @@ def _world(config: FinetuneConfig) -> Iterator[tuple[Envs, EpisodePlayers]]:
     from il_based_rl.rollout import EpisodePlayers
 
     with (
-        make_envs(config.env_id, config.num_envs, vectorization=config.vectorization, timeout=config.env_timeout) as envs,
+        make_envs(
+            config.env_id,
+            config.num_envs,
+            vectorization=config.vectorization,
+            timeout=config.env_timeout,
+            strict_bounds=config.strict_bounds,
+        ) as envs,
         EpisodePlayers(config.env_id, config.eval_episodes) as players,
     ):
         yield envs, players

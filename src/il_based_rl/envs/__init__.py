@@ -41,7 +41,13 @@ __all__ = [
 
 
 def make_envs(
-    env_id: str, num_envs: int = 1, *, vectorization: str = "auto", backend: str = "gymnasium", timeout: float | None = None
+    env_id: str,
+    num_envs: int = 1,
+    *,
+    vectorization: str = "auto",
+    backend: str = "gymnasium",
+    timeout: float | None = None,
+    strict_bounds: bool = False,
 ) -> Envs:
     """Make environments to train in.
 
@@ -54,6 +60,7 @@ def make_envs(
             long enough to pay for it and there are several environments and cores.
         backend: `gymnasium`, or `envpool` for its C++ environments, which step themselves in threads.
         timeout: Seconds that a worker process may take for a step before it is taken for dead, see `WorkerEnvs`.
+        strict_bounds: Whether an observation outside its space's bounds is an error, see `Player`; not with envpool.
 
     Raises:
         See `make_env`, `WorkerEnvs` and `EnvPoolEnvs`.
@@ -61,8 +68,8 @@ def make_envs(
     if backend == "envpool":
         return EnvPoolEnvs(env_id, num_envs)
     if vectorization == "async" or (vectorization == "auto" and num_envs > 1 and pays_to_share(env_id, num_envs)):
-        return WorkerEnvs(env_id, num_envs, timeout=timeout)
-    return InProcessEnvs(env_id, num_envs)
+        return WorkerEnvs(env_id, num_envs, timeout=timeout, strict_bounds=strict_bounds)
+    return InProcessEnvs(env_id, num_envs, strict_bounds=strict_bounds)
 
 
 def as_envs(envs: Envs | gym.vector.VectorEnv[Any, Any, Any]) -> Envs:

@@ -29,15 +29,16 @@ class InProcessEnvs:
         env_id: Gymnasium environment ID, or a registration.
         num_envs: N.
         first_index: Number of the first one, for messages.
+        strict_bounds: See `Player`.
 
     Raises:
         UnsupportedSpaceError: Its observations cannot be read.
         See `make_env`.
     """
 
-    def __init__(self, env_id: str | EnvSpec, num_envs: int = 1, first_index: int = 0) -> None:
+    def __init__(self, env_id: str | EnvSpec, num_envs: int = 1, first_index: int = 0, *, strict_bounds: bool = False) -> None:
         self._env_id, self.num_envs = env_id, num_envs
-        self._players = [Player(make_env(env_id), first_index + i) for i in range(num_envs)]
+        self._players = [Player(make_env(env_id), first_index + i, strict_bounds=strict_bounds) for i in range(num_envs)]
         self.observation_space = self._players[0].env.observation_space
         self.action_space = self._players[0].env.action_space
         codec = self._players[0].codec

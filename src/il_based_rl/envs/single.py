@@ -73,11 +73,14 @@ class Player:
     Args:
         env: The environment; it is closed with the player.
         index: Its number among its neighbours, for messages.
+        strict_bounds: Whether an observation outside its space's bounds is an error. Common environments, such as
+            LunarLander-v3, leave theirs, and looking takes a few microseconds a step.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], index: int = 0) -> None:
+    def __init__(self, env: gym.Env[Any, Any], index: int = 0, *, strict_bounds: bool = False) -> None:
         self.env, self.index = env, index
         self.codec = ObservationCodec(env.observation_space)
+        self._bounds = self.codec.bounds if strict_bounds else None
         self.seed: int | None = None
         """Of the last reset that was given one."""
         self.episode = 0
@@ -109,7 +112,7 @@ class Player:
             self.row = self.codec.row(self.obs)
         except (Exception, SystemExit) as error:  # another author's code may fail in any way
             raise self._fault(_describe(error)) from None
-        self._require_finite(0.0)
+        self._require_sound(0.0)
 
     def step(self, action: Any) -> tuple[float, bool, bool]:
         """Take one step; the observation that it leads to is left in `obs` and `row`.
@@ -131,7 +134,7 @@ class Player:
             ended = _flag(terminated), _flag(truncated)
         except (Exception, SystemExit) as error:  # as above
             raise self._fault(_describe(error)) from None
-        self._require_finite(reward)
+        self._require_sound(reward)
         return reward, *ended
 
     def state(self) -> EnvState | None:
@@ -196,13 +199,21 @@ class Player:
             return dict(generator.bit_generator.state)
         return None
 
-    def _require_finite(self, reward: float) -> None:
+    def _require_sound(self, reward: float) -> None:
         if not math.isfinite(reward):
             raise self._fault(f"the reward is {reward}")
         # A moderate sum of squares has finite parts, and takes a tenth of the time of looking at each as the float32 read.
         row = self.row
         if not (row.ndim == 1 and np.vdot(row, row) < 1e30) and not _all_finite(row):  # unlike dot, vdot never warns
             raise self._fault(f"the observation is not finite in float32: {short(row)}")
+        if self._bounds is not None:
+            low, high = self._bounds
+            outside = (row < low) | (row > high)
+            if outside.any():
+                raise self._fault(
+                    f"the observation is outside its space's bounds: {short(row[outside])} "
+                    f"where {short(low[outside])} to {short(high[outside])} are allowed"
+                )
 
     def _fault(self, what: str) -> EnvironmentFaultError:
         return EnvironmentFaultError(f"{place(self.index, self.seed, self.episode, self.steps, self._action)}: {what}")

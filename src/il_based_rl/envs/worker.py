@@ -36,7 +36,7 @@ def views(memory: Memory) -> dict[str, np.ndarray]:
     }
 
 
-def work(w: int, pipe: Connection, go: Any, done: Any, spec: EnvSpec, part: slice, memory: Memory) -> None:
+def work(w: int, pipe: Connection, go: Any, done: Any, spec: EnvSpec, part: slice, memory: Memory, strict_bounds: bool) -> None:
     """Step the environments of one part, until told to close or the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
     for library in ("OMP", "OPENBLAS", "MKL"):  # for those that an environment imports; the others are limited below
@@ -47,7 +47,7 @@ def work(w: int, pipe: Connection, go: Any, done: Any, spec: EnvSpec, part: slic
     envs: InProcessEnvs | None = None
     with threadpool_limits(limits=1):
         try:
-            envs = InProcessEnvs(spec, part.stop - part.start, first_index=part.start)
+            envs = InProcessEnvs(spec, part.stop - part.start, first_index=part.start, strict_bounds=strict_bounds)
             envs.record = StepRecord(rows, rewards, terminated, truncated, {}, envs.record.valid)
             envs.watch = Watch(*(shared[name][w : w + 1] for name in ("index", "episode", "step")))
             done.release()

@@ -59,6 +59,7 @@ class WorkerEnvs:
         num_envs: N.
         num_workers: Processes; None starts as many as there are cores, and no more than environments.
         timeout: Seconds that a worker may take for one step of its environments before it is taken for dead; None allows 20.
+        strict_bounds: See `Player`.
 
     Raises:
         ConfigError: The environment's registration cannot be sent to another process.
@@ -66,7 +67,15 @@ class WorkerEnvs:
         See `make_env`.
     """
 
-    def __init__(self, env_id: str, num_envs: int, num_workers: int | None = None, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        num_workers: int | None = None,
+        timeout: float | None = None,
+        *,
+        strict_bounds: bool = False,
+    ) -> None:
         self.num_envs, self._timeout = num_envs, timeout
         with contextlib.closing(Player(make_env(env_id))) as twin:
             self.observation_space, self.action_space = twin.env.observation_space, twin.env.action_space
@@ -97,7 +106,8 @@ class WorkerEnvs:
             for w, part in enumerate(self._slices):
                 pipe, theirs = context.Pipe()
                 go, done = context.Semaphore(0), context.Semaphore(0)
-                process = context.Process(target=work, args=(w, theirs, go, done, spec, part, memory), daemon=True)
+                known = (w, theirs, go, done, spec, part, memory, strict_bounds)
+                process = context.Process(target=work, args=known, daemon=True)
                 self._workers.append(_Worker(process, pipe, go, done))
                 _start(process, env_id)
                 theirs.close()
