@@ -14,7 +14,7 @@ LEVELS = [  # from the bottom; modules on one level never import each other, a r
     ["networks", "spaces", "heads"],
     ["flat_parameters"],
     ["fused_mlp"],
-    ["policy", "dataset", "buffer", "envs", "experiment"],
+    ["policy", "dataset", "buffer", "envs", "experiment", "cloning_losses"],
     ["actor_critic_policy", "cloning_updates", "rollout"],
     ["interop", "ppo_updates"],
     ["agent", "ppo_agent"],

@@ -1030,7 +1030,8 @@ def trained_on(reader, made, metadata, edit=lambda text: text):
     text = json.dumps(
         {"format": "il_based_rl demonstrations", "format_version": 1, "metadata": {**dataset.metadata, **metadata}}
     )
-    arrays = {name: getattr(dataset, name) for name in dataset.__dataclass_fields__ if name != "metadata"}
+    present = [name for name in dataset.__dataclass_fields__ if name != "metadata" and getattr(dataset, name) is not None]
+    arrays = {name: getattr(dataset, name) for name in present}
     image = io.BytesIO()
     np.savez(image, allow_pickle=False, metadata_json=np.array(edit(text)), **arrays)
     (reader.folder / "x.npz").write_bytes(image.getvalue())

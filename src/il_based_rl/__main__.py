@@ -13,9 +13,11 @@ COMMANDS = {
     "train-ppo": ("il_based_rl.train_ppo", "train an expert with PPO"),
     "collect": ("il_based_rl.collect", "let an expert play, and write its demonstrations"),
     "train": ("il_based_rl.train", "clone a student from demonstrations"),
+    "dagger": ("il_based_rl.algorithms.dagger", "clone what an expert would have done where the student goes"),
     "finetune": ("il_based_rl.algorithms.finetune", "improve a clone by PPO without falling behind it"),
     "evaluate": ("il_based_rl.evaluate", "play whole episodes with a policy, and print how good it is"),
     "compare": ("il_based_rl.compare", "say which of several policies is better, and how sure that is"),
+    "demos-needed": ("il_based_rl.report.demos_needed", "draw the student's return against the number of demonstrations"),
     "report": ("il_based_rl.report.gather", "write one page about the expert and the students under a folder"),
     "video": ("il_based_rl.report.video", "film a policy"),
     "runs": ("il_based_rl.report.listing", "list the runs under a folder"),
@@ -55,7 +57,7 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items())
     return f"usage: il-rl COMMAND [flags]\n\n{commands}\n\n`il-rl COMMAND --help` lists the flags of a command."
 
 

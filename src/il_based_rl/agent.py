@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
+from torch import nn
 
+from il_based_rl.cloning_losses import CloningLoss
 from il_based_rl.cloning_updates import FusedCloning, ReferenceCloning
 from il_based_rl.config import BCConfig, require_types
 from il_based_rl.dataset import DemoDataset
@@ -17,11 +21,21 @@ from il_based_rl.errors import ConfigError, FileFormatError, SpaceMismatchError,
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
 from il_based_rl.flat_parameters import FlatAdam, FlatParameters
 from il_based_rl.fused_mlp import reason_against
-from il_based_rl.policy import MLPPolicy, arguments_from, copied, load_parameters, require_counts, require_hidden_dims
+from il_based_rl.policy import (
+    MLPPolicy,
+    arguments_from,
+    copied,
+    load_parameters,
+    load_tensor,
+    require_counts,
+    require_hidden_dims,
+)
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, torch_seed
 from il_based_rl.spaces import numbers_in, space_from_plain
 
 KIND = "bc"
+_MIN_LOG_STD = math.log(0.01)
+"""In raw units, that is a two-hundredth of the action's range."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,9 @@ class BCAgent:
         seed: Of the validation split and the minibatch order; None draws one.
         device: Where training runs. Acting always runs on the CPU.
 
+    Raises:
+        ConfigError: The loss does not fit the policy's actions.
+
     Example:
         agent = BCAgent.for_dataset(DemoDataset.load("demos/ppo_expert_demos.npz"), seed=0)
         for progress in agent.learn(dataset):
@@ -61,9 +78,15 @@ class BCAgent:
         self.config = config or BCConfig()
         self.seed = fresh_seed() if seed is None else seed
         self.device = torch.device(device)
-        self._flat = FlatParameters.of(policy)
+        self._loss = CloningLoss(self.config, policy.head)
+        scatter = torch.zeros(policy.head.num_outputs, device=device)
+        self.log_std = nn.Parameter(scatter) if self._loss.learns_std else None
+        """How widely continuous actions scatter, as the losses of a distribution learn it; in raw units. Shape (A,)."""
+        self._flat = FlatParameters.of(policy, [] if self.log_std is None else [self.log_std])
+        self._weights = slice(sum(parameter.numel() for parameter in policy.network.parameters()))
         self.optimizer = FlatAdam(self._flat, lr=self.config.lr)
         self.epochs = 0
+        self.best_validation, self.epochs_since_best = math.inf, 0
         self._order = generator(self.seed, "minibatch order")
         self._sampling = generator(self.seed, "action noise", 1)
 
@@ -88,10 +111,24 @@ class BCAgent:
                 "build the policy and pass it to BCAgent"
             )
         _require_sizes(dataset)
-        seed = fresh_seed() if seed is None else seed
-        weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
         observation_space = space_from_plain(dataset.metadata["observation_space"])
         action_space = space_from_plain(dataset.metadata["action_space"])
+        return cls.for_spaces(observation_space, action_space, config, hidden_dims=hidden_dims, seed=seed, device=device)
+
+    @classmethod
+    def for_spaces(
+        cls,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        config: BCConfig | None = None,
+        *,
+        hidden_dims: Sequence[int] = (256, 256),
+        seed: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> BCAgent:
+        """Return an agent with a fresh student for these spaces."""
+        seed = fresh_seed() if seed is None else seed
+        weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
         policy = MLPPolicy(observation_space, action_space, hidden_dims, generator=weights)
         return cls(policy, config, seed=seed, device=device)
 
@@ -102,41 +139,64 @@ class BCAgent:
         (rollouts do). The learning rate falls linearly to 0.
 
         Raises:
-            ConfigError: The student has had all its epochs.
+            ConfigError: The student has had all its epochs, or is to stop early without episodes to hold out.
             SpaceMismatchError: The demonstrations do not fit the policy's spaces.
             TrainingDivergedError: The parameters are no longer finite.
         """
         config, policy, rule = self.config, self.policy, self._update_rule()
-        if self.epochs >= config.epochs:
+        if self.finished:
             raise ConfigError(f"this student has had its {self.epochs} epochs; make a new agent, or give it a config with more")
         training, held_out = self._split(dataset)
-        features, raw_actions = self._examples(training)
+        if config.patience is not None and held_out is None:
+            raise ConfigError("--patience needs episodes to hold out, and the demonstrations are of one episode")
+        features, examples = self._examples(training)
         policy.normalizer.fit(features)
-        inputs, targets = rule.prepared(policy.normalizer.as_numpy()(features)), rule.prepared(raw_actions)
+        inputs, targets = rule.prepared(policy.normalizer.as_numpy()(features)), rule.prepared(examples)
         validation = None if held_out is None else self._examples(held_out)
-        while self.epochs < config.epochs:
+        while not self.finished:
             self.optimizer.lr = config.lr * (1.0 - self.epochs / config.epochs)
-            order = rule.prepared(self._order.permutation(len(raw_actions)))
+            order = rule.prepared(self._order.permutation(len(examples)))
             shuffled_inputs, shuffled_targets = inputs[order], targets[order]
             loss_sum = 0.0
-            for start in range(0, len(raw_actions), config.batch_size):
+            for start in range(0, len(examples), config.batch_size):
                 minibatch = slice(start, start + config.batch_size)
                 loss = rule.differentiate(shuffled_inputs[minibatch], shuffled_targets[minibatch])
+                self._regularize()
                 self.optimizer.step()
                 loss_sum += loss * len(shuffled_targets[minibatch])
             self.epochs += 1
-            metrics = {"train_loss": float(loss_sum) / len(raw_actions), "learning_rate": self.optimizer.lr}
+            metrics = {"train_loss": float(loss_sum) / len(examples), "learning_rate": self.optimizer.lr}
             if validation is not None:
-                metrics["validation_loss"], _ = policy.head.cloning_grads(policy.as_numpy()(validation[0]), validation[1])
+                outputs = policy.as_numpy()(validation[0])
+                metrics["validation_loss"], _, _ = self._loss.grads(outputs, self.log_std_array(), validation[1])
+                self._note(metrics["validation_loss"])
             self._require_finite()
             yield EpochProgress(self.epochs, metrics)
+
+    def _regularize(self) -> None:
+        """Add the gradient of the penalty on large parameters; keep the standard deviation off zero."""
+        if self.config.l2_coef:
+            self._flat.grad[self._weights].add_(self._flat.vector.data[self._weights], alpha=self.config.l2_coef)
+        if self.log_std is not None:
+            self.log_std.data.clamp_(min=_MIN_LOG_STD)
+
+    def _note(self, validation_loss: float) -> None:
+        better = validation_loss < self.best_validation
+        self.best_validation = min(self.best_validation, validation_loss)
+        self.epochs_since_best = 0 if better else self.epochs_since_best + 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has had all its epochs, or its patience is over."""
+        patience = self.config.patience
+        return self.epochs >= self.config.epochs or (patience is not None and self.epochs_since_best >= patience)
 
     def _update_rule(self) -> ReferenceCloning | FusedCloning:
         """Choose the fast path where it models this policy."""
         self._flat.require_intact()
         if self.reason_against_fast_path is None:
-            return FusedCloning(self.policy)
-        return ReferenceCloning(self.policy, self._flat, self.device)
+            return FusedCloning(self.policy, self._loss, self.log_std)
+        return ReferenceCloning(self.policy, self._loss, self.log_std, self._flat, self.device)
 
     @property
     def reason_against_fast_path(self) -> str | None:
@@ -157,7 +217,7 @@ class BCAgent:
         self._examples(dataset)
 
     def _examples(self, dataset: DemoDataset) -> tuple[np.ndarray, np.ndarray]:
-        """Features, shape (B, O), and raw actions, shape (B, num_actions)."""
+        """Features, shape (B, O), and what the loss learns from, shape (B, …)."""
         policy = self.policy
         wanted = (policy.codec.row_shape, policy.action_space.shape)
         found = (dataset.observations.shape[1:], dataset.actions.shape[1:])
@@ -167,12 +227,13 @@ class BCAgent:
                 f"the policy reads {wanted[0]} and writes {wanted[1]}"
             )
         try:
-            return policy.codec.features(dataset.observations), policy.head.from_env(dataset.actions)
+            targets = self._loss.targets(dataset.actions, dataset.distributions)
+            return policy.codec.features(dataset.observations), targets
         except (ValueError, IndexError) as error:
             raise SpaceMismatchError(f"the demonstrations do not fit the policy's spaces: {error}") from error
 
     def _require_finite(self) -> None:
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.policy.parameters()):
+        if not bool(torch.isfinite(self._flat.vector.data).all()):
             raise TrainingDivergedError(
                 f"cloning diverged in epoch {self.epochs}: the policy's parameters are no longer finite; "
                 f"lower --lr (now {self.config.lr})"
@@ -186,9 +247,18 @@ class BCAgent:
     def predict(self, obs: Any, deterministic: bool = True) -> np.ndarray:
         """Choose the action for one raw observation, or for a batch of them; see `MLPPolicy.predict`.
 
-        A student of continuous actions has learned no standard deviation, and always gives its one answer.
+        A student of continuous actions that was cloned by `mse`, `huber` or `l1` has learned no standard deviation, and always
+        gives its one answer.
         """
-        return self.policy.predict(obs, None if deterministic else self._sampling)
+        return self.policy.predict(obs, None if deterministic else self._sampling, self.log_std_array())
+
+    def log_std_array(self) -> np.ndarray | None:
+        """Return the log standard deviation of raw actions, shape (A,), or None where none was learned."""
+        return None if self.log_std is None else self.log_std.detach().cpu().numpy()
+
+    def action_distribution(self, observations: np.ndarray) -> np.ndarray | None:
+        """Return the distribution of the action for rows of observations, as `DemoDataset.distributions` holds it."""
+        return self.policy.distribution(observations, self.log_std_array())
 
     def save(self, path: str | Path) -> None:
         """Write the student as one `.pt` file; arguments and errors as in `PPOAgent.save`."""
@@ -197,7 +267,9 @@ class BCAgent:
     def payload(self) -> dict[str, Any]:
         """Return what `save` writes, as copies: what acting needs, and while epochs are left what learning goes on from."""
         training = {"config": asdict(self.config), "seed": self.seed, "epochs": self.epochs}
-        if self.epochs < self.config.epochs:
+        if self.config.patience is not None:
+            training |= {"best_validation": self.best_validation, "epochs_since_best": self.epochs_since_best}
+        if not self.finished:
             training["optimizer"] = copied(self.optimizer.state_dict())
             training["random"] = generator_state(self._order)
         return {
@@ -205,6 +277,7 @@ class BCAgent:
             "versions": package_versions(),
             "architecture": self.policy.architecture,
             "parameters": copied(self.policy.state_dict()),
+            "log_std": None if self.log_std is None else copied({"log_std": self.log_std})["log_std"],
             "training": training,
             "run": {},
         }
@@ -236,7 +309,15 @@ class BCAgent:
             require_types(config)
             require_counts(training, "seed", "epochs")
             agent = cls(policy, config, seed=training["seed"], device=device)
+            if agent.log_std is not None:
+                load_tensor(agent.log_std, payload["log_std"])
             agent.epochs = training["epochs"]
+            if config.patience is not None:
+                require_counts(training, "epochs_since_best")
+                agent.best_validation, agent.epochs_since_best = (
+                    float(training["best_validation"]),
+                    training["epochs_since_best"],
+                )
             if "optimizer" in training:
                 agent.optimizer.load_state_dict(training["optimizer"])
                 restore_generator(agent._order, training["random"])

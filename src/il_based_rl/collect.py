@@ -12,6 +12,7 @@ from il_based_rl.errors import CollectionError
 
 if TYPE_CHECKING:
     from il_based_rl.dataset import DemoDataset
+    from il_based_rl.rollout import Episode, EpisodePlayers
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
@@ -26,6 +27,7 @@ def collect_demos(
     seed: int = 0,
     *,
     deterministic: bool = True,
+    action_noise: float = 0.0,
     min_return: float | None = None,
     max_attempts: int | None = None,
     quiet: bool = False,
@@ -33,7 +35,8 @@ def collect_demos(
     """Let an expert play, and keep exactly `num_episodes` whole episodes.
 
     The episodes are chosen by their start seeds before any is played, so that short ones are not preferred. Observations are
-    stored raw, and `actions` is what the environment executed.
+    stored raw, and `actions` is what the environment executed, unless there is noise: then it is what the expert chose, and
+    `executed_actions` what was executed. The expert's distribution of actions is stored with them where it tells one.
 
     Args:
         env_id: Gymnasium environment ID.
@@ -43,6 +46,8 @@ def collect_demos(
         num_episodes: Episodes to keep, at least 1.
         seed: Picks the start states, each used once and none used by training or evaluation.
         deterministic: Whether to take the most likely action.
+        action_noise: Disturbs what is executed, see `interop.disturbed`: standard deviation in units of half the range, or
+            probability of a random discrete action.
         min_return: Keep only episodes whose undiscounted return is at least this.
         max_attempts: With `min_return`, episodes to play before giving up; None allows ten for each one wanted.
         quiet: Whether to show no progress.
@@ -57,11 +62,11 @@ def collect_demos(
     Example:
         dataset = collect_demos("Pendulum-v1", agent=PPOAgent.load("checkpoints/ppo_agent.pt"), num_episodes=50, seed=0)
     """
-    from il_based_rl.interop import actor_from
+    from il_based_rl.interop import actor_from, disturbed
     from il_based_rl.rollout import Episode, EpisodePlayers
     from il_based_rl.seeding import generator, start_seeds
 
-    check_collection(num_episodes, min_return, max_attempts)
+    check_collection(num_episodes, min_return, max_attempts, action_noise)
     attempts_left = max_attempts or num_episodes * (1 if min_return is None else ATTEMPTS_PER_EPISODE)
     attempts, kept, best = 0, list[Episode](), float("-inf")
     seeds = start_seeds(seed, "collection")
@@ -74,10 +79,12 @@ def collect_demos(
             deterministic=deterministic,
             random=generator(seed, "collection", 1),
         )
+        noise = generator(seed, "collection", 2)
+        playing = disturbed(actor, players.action_space, action_noise, noise) if action_noise else actor
         while len(kept) < num_episodes and attempts_left > 0:
             wave = min(num_episodes - len(kept), attempts_left)
             played: list[Episode] = []
-            for episode in players.play(actor, [next(seeds) for _ in range(wave)]):
+            for episode in players.play(playing, [next(seeds) for _ in range(wave)]):
                 played.append(episode)
                 best = max(best, episode.total_reward)
                 wanted = min_return is None or episode.total_reward >= min_return
@@ -93,14 +100,23 @@ def collect_demos(
         facts = {
             "agent": type(agent).__name__,
             "deterministic": bool(deterministic),
+            "action_noise": float(action_noise),
             "seed": int(seed),
             "min_return": None if min_return is None else float(min_return),
             "attempts": attempts,
         }
-        return _dataset(players, kept, facts)
+        return dataset_of(players, kept, agent, facts)
 
 
-def _dataset(players: Any, episodes: Sequence[Any], facts: dict[str, Any]) -> DemoDataset:
+def dataset_of(players: EpisodePlayers, episodes: Sequence[Episode], labeller: Any, facts: dict[str, Any]) -> DemoDataset:
+    """Return whole episodes as a data set.
+
+    Args:
+        players: Who played them.
+        episodes: In the order in which they are to stand.
+        labeller: Who gave the labels; its `action_distribution(observations)`, if it has one, tells what is stored of it.
+        facts: Further metadata; with `policies` among them, who acted is stored.
+    """
     import numpy as np
 
     from il_based_rl.dataset import DemoDataset
@@ -112,9 +128,16 @@ def _dataset(players: Any, episodes: Sequence[Any], facts: dict[str, Any]) -> De
     terminated, truncated = np.zeros(lengths.sum(), bool), np.zeros(lengths.sum(), bool)
     terminated[last_rows] = [episode.terminated for episode in episodes]
     truncated[last_rows] = [episode.truncated for episode in episodes]
+    rows = np.concatenate([episode.rows for episode in episodes])
+    labels = np.concatenate([episode.labels for episode in episodes])
+    executed = np.concatenate([episode.actions for episode in episodes])
+    tell = getattr(labeller, "action_distribution", None)
     return DemoDataset(
-        observations=np.concatenate([episode.rows for episode in episodes]),
-        actions=np.concatenate([episode.actions for episode in episodes]),
+        observations=rows,
+        actions=labels,
+        executed_actions=None if np.array_equal(executed, labels) else executed,
+        distributions=None if tell is None else tell(rows),
+        acted_by=np.concatenate([episode.acted_by for episode in episodes]) if "policies" in facts else None,
         rewards=np.concatenate([episode.rewards for episode in episodes]),
         terminated=terminated,
         truncated=truncated,
@@ -154,6 +177,7 @@ def collect(config: CollectConfig) -> DemoDataset:
             config.num_episodes,
             config.seed,
             deterministic=config.deterministic,
+            action_noise=config.action_noise,
             min_return=config.min_return,
             max_attempts=config.max_attempts,
             quiet=config.quiet,

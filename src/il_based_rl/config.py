@@ -226,6 +226,9 @@ class CollectConfig:
     """Where the demonstrations go."""
     deterministic: bool = True
     """Whether the expert takes its most likely action, or samples."""
+    action_noise: float = 0.0
+    """Disturb what is executed, and keep the undisturbed action to imitate: standard deviation in units of half the action's
+    range, or for discrete actions the probability of a random one."""
     min_return: float | None = None
     """Keep only episodes whose return is at least this."""
     max_attempts: int | None = None
@@ -234,15 +237,16 @@ class CollectConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
-        check_collection(self.num_episodes, self.min_return, self.max_attempts)
+        check_collection(self.num_episodes, self.min_return, self.max_attempts, self.action_noise)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         if os.path.realpath(self.save_path) == os.path.realpath(self.checkpoint):
             raise ConfigError(f"--save-path {self.save_path} is the checkpoint that is read; choose another")
 
 
-def check_collection(num_episodes: int, min_return: float | None, max_attempts: int | None) -> None:
-    """Raise ConfigError unless these three settings of a collection fit together."""
+def check_collection(num_episodes: int, min_return: float | None, max_attempts: int | None, action_noise: float) -> None:
+    """Raise ConfigError unless these settings of a collection fit together."""
+    _require(action_noise >= 0.0 and math.isfinite(action_noise), "action_noise", action_noise, "0 or more")
     _require(num_episodes > 0, "num_episodes", num_episodes, "above 0")
     _require(min_return is None or not math.isnan(min_return), "min_return", min_return, "a number")
     if max_attempts is not None:
@@ -259,8 +263,16 @@ class BCConfig:
     """Minibatch size."""
     lr: float = 1e-3
     """Learning rate of Adam at the start; it falls linearly towards 0, epoch by epoch."""
+    loss: Literal["auto", "mse", "huber", "l1", "nll", "bounded-nll", "cross-entropy", "kl"] = "auto"
+    """What is made small; auto is mse for continuous and cross-entropy for discrete actions (see docs/cloning.md)."""
+    l2_coef: float = 0.0
+    """Weight of half the sum of squared network parameters, added to the loss."""
+    entropy_coef: float = 0.0
+    """Weight of the student's entropy, subtracted from the loss, for losses of a distribution."""
     validation_fraction: float = 0.1
     """Share of the episodes held out to report the validation loss; a data set of one episode is trained on whole."""
+    patience: int | None = None
+    """Stop after so many epochs in a row without a lower validation loss; None goes through all epochs."""
     fast_path: bool = True
     """Compute updates by hand where that models the policy (float32 perceptrons on a CPU), else and when off by autograd."""
 
@@ -268,6 +280,16 @@ class BCConfig:
         _require_positive(self, "epochs", "batch_size", "lr")
         fraction = self.validation_fraction
         _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "at least 0 and below 1")
+        for name in ("l2_coef", "entropy_coef"):
+            value = getattr(self, name)
+            _require(value >= 0.0 and math.isfinite(value), name, value, "0 or more")
+        if self.patience is not None:
+            _require_positive(self, "patience")
+            _require(fraction > 0.0, "patience", self.patience, "left out where --validation-fraction is 0")
+
+
+def _bc_of_a_round() -> BCConfig:
+    return BCConfig(epochs=30)
 
 
 @dataclass(frozen=True)
@@ -276,6 +298,14 @@ class TrainConfig:
 
     demo_path: str = "demos/ppo_expert_demos.npz"
     """Demonstrations to clone."""
+    max_demos: int | None = None
+    """Use the first so many episodes of them; None uses all."""
+    eval_env_id: str | None = None
+    """Gymnasium environment ID in which the student plays from time to time; its best policy is then kept as best.pt."""
+    eval_interval: int = 10
+    """Epochs from one such evaluation to the next."""
+    eval_episodes: int = 20
+    """Episodes of each, always from the same start states."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layer sizes of the student."""
     save_path: str = "checkpoints/bc_student.pt"
@@ -294,6 +324,9 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        _require_positive(self, "eval_interval", "eval_episodes")
+        if self.max_demos is not None:
+            _require_positive(self, "max_demos")
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
@@ -463,6 +496,107 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
+class DaggerConfig:
+    """Settings of `il-rl dagger`."""
+
+    env_id: str = "Pendulum-v1"
+    """Gymnasium environment ID."""
+    expert: str = "checkpoints/ppo_agent.pt"
+    """Who is asked what to do: a checkpoint of train-ppo, finetune or train."""
+    demo_path: str | None = None
+    """Demonstrations to begin with; None lets the expert act alone in the first round."""
+    save_path: str = "checkpoints/dagger_student.pt"
+    """Where the best student goes; the run's other files, all demonstrations among them, lie in the folder of that name without
+    the suffix."""
+    rounds: int = 10
+    """Rounds of playing and cloning."""
+    round_steps: int = 2_000
+    """Steps of each round, each with one question to the expert."""
+    expert_share: float = 1.0
+    """Share of the steps in which the expert acts itself, in the first round."""
+    expert_decay: float = 0.0
+    """What that share is multiplied by after each round."""
+    query_budget: int | None = None
+    """Questions to the expert in all, the demonstrations at the beginning included; None sets no limit."""
+    memory: int | None = None
+    """Transitions to keep; of more, whole episodes are forgotten at random, those of the last round excepted."""
+    warm_start: bool = True
+    """Clone on from the last round's student; else from a new one."""
+    stop_at: float | None = None
+    """End once an evaluation gives this share of what the expert is above a random policy; None goes through all rounds."""
+    eval_episodes: int = 20
+    """Episodes of the evaluation after each round, always from the same start states."""
+    final_episodes: int = 100
+    """Start states, never seen before, from which the best student is compared with the expert at the end."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layer sizes of the student."""
+    seed: int | None = None
+    """Random seed; None draws one and writes it down."""
+    resume: str | None = None
+    """Go on with a run: bare from the latest checkpoint of this save path, with a PATH from that file."""
+    max_time: float | None = None
+    """Seconds after which the run is saved and ended, to be resumed; None sets no limit."""
+    device: str = "cpu"
+    """Where cloning runs: cpu, cuda, or cuda:1 and so on."""
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
+    bc: BCConfig = field(default_factory=_bc_of_a_round)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "rounds", "round_steps")
+        for name in ("eval_episodes", "final_episodes"):
+            _require_episodes(name, getattr(self, name))
+        for name in ("query_budget", "memory"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
+        for name in ("expert_share", "expert_decay"):
+            _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
+        finite = self.stop_at is None or math.isfinite(self.stop_at)
+        _require(finite, "stop_at", self.stop_at, "a finite number")
+        _require_widths(self.hidden_dims)
+        _require_time(self.max_time)
+        _require_seed(self.seed)
+        _require_file("save_path", self.save_path)
+        if os.path.realpath(self.save_path) in map(os.path.realpath, filter(None, (self.expert, self.demo_path))):
+            raise ConfigError(f"--save-path {self.save_path} is a file that is read; choose another")
+
+
+@dataclass(frozen=True)
+class DemosNeededConfig:
+    """Settings of `il-rl demos-needed`."""
+
+    demo_path: str = "demos/ppo_expert_demos.npz"
+    """Demonstrations to draw from."""
+    env_id: str | None = None
+    """Gymnasium environment ID in which students play; None takes that of the demonstrations."""
+    counts: tuple[int, ...] = ()
+    """Numbers of demonstrations to clone from; none stands for 1, 2, 4 and so on, and all."""
+    num_seeds: int = 5
+    """Students of each number, each from episodes of its own."""
+    eval_episodes: int = 50
+    """Episodes that each student plays, all from the same start states."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layer sizes of the students."""
+    seed: int = 0
+    """Random seed of the draws, the students and the start states."""
+    save_path: str = "demos_needed.json"
+    """Where the numbers go; the figure goes beside them, with the suffix .svg."""
+    quiet: bool = False
+    """Show no progress: neither bars nor lines."""
+    bc: BCConfig = field(default_factory=BCConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_seeds")
+        _require(all(count > 0 for count in self.counts), "counts", " ".join(map(str, self.counts)), "whole numbers above 0")
+        _require_episodes("eval_episodes", self.eval_episodes)
+        _require_widths(self.hidden_dims)
+        _require_seed(self.seed)
+        _require_file("save_path", self.save_path)
+        _require(Path(self.save_path).suffix == ".json", "save_path", self.save_path, "a path that ends in .json")
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
     """Settings of `il-rl pipeline`."""
 
@@ -474,6 +608,10 @@ class PipelineConfig:
     """Episodes that the expert demonstrates."""
     bc_epochs: int = 100
     """Epochs that the student is cloned for."""
+    dagger: int = 0
+    """Rounds in which the expert is then asked what to do where the student goes; 0 leaves that out."""
+    finetune: int = 0
+    """Environment steps that the last student is then fine-tuned for; 0 leaves that out."""
     num_eval_episodes: int = 100
     """Episodes that each policy of the closing table plays, all from the same start states."""
     seed: int = 42
@@ -488,6 +626,8 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "ppo_timesteps", "num_demo_episodes", "bc_epochs")
+        for name in ("dagger", "finetune"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require_episodes("num_eval_episodes", self.num_eval_episodes)
         _require_seed(self.seed)
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
-from il_based_rl.errors import FileFormatError
+from il_based_rl.errors import FileFormatError, SpaceMismatchError
 from il_based_rl.files import read_arrays, write_arrays
+from il_based_rl.spaces import same_space, space_from_plain
 
 _ARRAYS = (
     "observations",
@@ -24,6 +26,8 @@ _ARRAYS = (
     "episode_lengths",
     "seeds",
 )
+_OPTIONAL = ("executed_actions", "distributions", "acted_by")
+"""Further arrays, one row a transition."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,13 @@ class DemoDataset:
     """Seed that each episode's environment was reset with. Shape (E,), int64."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Plain values: `env_id`, `observation_space`, `action_space`, who acted and how, package versions."""
+    executed_actions: np.ndarray | None = None
+    """What the environment executed, where that is not the label (noise, DAgger). Shape (T, *action)."""
+    distributions: np.ndarray | None = None
+    """Distribution of the action of whoever gave the label: for Box its mean and standard deviation before clipping, side by
+    side, in the environment's units; else logits. Shape (T, P)."""
+    acted_by: np.ndarray | None = None
+    """Who acted, as an index into the metadata's `policies`; the metadata's `labelled_by` gave the label. Shape (T,), int64."""
 
     def __post_init__(self) -> None:
         steps, episodes = len(self.observations), len(self.episode_lengths)
@@ -73,13 +84,23 @@ class DemoDataset:
             self.observations.shape[1:] == self.final_observations.shape[1:],
             f"observations of shape {self.observations.shape[1:]}, final ones of {self.final_observations.shape[1:]}",
         )
+        for name in self._optional:
+            _require(len(getattr(self, name)) == steps, f"{len(getattr(self, name))} {name} for {steps} observations")
+        executed, acted_by = self.executed_actions, self.acted_by
+        _require(executed is None or executed.shape == self.actions.shape, "executed actions of another shape than the labels")
+        policies = self.metadata.get("policies")
+        known = len(policies) if isinstance(policies, list) else 0
+        _require(
+            acted_by is None or bool(((acted_by >= 0) & (acted_by < known)).all()),
+            f"actions by others than the {known} policies that the metadata name",
+        )
         ends = np.zeros(steps, bool)
         ends[np.cumsum(self.episode_lengths) - 1] = True
         _require(
             bool((ends == (self.terminated | self.truncated)).all()),
             "episode lengths that do not end where the terminated and truncated flags do",
         )
-        for name in ("observations", "actions", "rewards", "final_observations"):
+        for name in ("observations", "actions", "rewards", "final_observations", *self._optional):
             finite = np.isfinite(getattr(self, name)).reshape(len(getattr(self, name)), -1).all(1)
             if not finite.all():
                 raise ValueError(self._place_of_fault(name, int(np.argmin(finite))))
@@ -102,6 +123,11 @@ class DemoDataset:
         return len(self.observations)
 
     @property
+    def _optional(self) -> list[str]:
+        """Further arrays that are there."""
+        return [name for name in _OPTIONAL if getattr(self, name) is not None]
+
+    @property
     def episodes(self) -> Episodes:
         """The episodes, as a sequence: `dataset.episodes[3]`, `dataset.episodes[:10]`, `for episode in dataset.episodes`."""
         return Episodes(self)
@@ -121,6 +147,17 @@ class DemoDataset:
         """Undiscounted sum of rewards of each episode. Shape (E,)."""
         return np.add.reduceat(self.rewards, self.episode_starts)
 
+    def require_env(self, env_id: str, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
+        """Raise SpaceMismatchError unless these are demonstrations in an environment, as far as their metadata tell."""
+        own = self.metadata.get("env_id")
+        if own is not None and own != env_id:
+            raise SpaceMismatchError(
+                f"the demonstrations are of {own}, not of {env_id}; collect others, or name their environment"
+            )
+        for name, space in (("observation_space", observation_space), ("action_space", action_space)):
+            if name in self.metadata and not same_space(space_from_plain(self.metadata[name]), space):
+                raise SpaceMismatchError(f"the demonstrations' {name} is not that of {env_id}, {space}; collect others")
+
     def select(self, episodes: Sequence[int] | np.ndarray) -> DemoDataset:
         """Return the data set of these episodes, in this order.
 
@@ -133,10 +170,17 @@ class DemoDataset:
         starts, lengths = self.episode_starts[chosen], self.episode_lengths[chosen]
         rows = np.concatenate([np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)])
         return DemoDataset(
-            **{name: getattr(self, name)[rows] for name in _ARRAYS[:5]},
+            **{name: getattr(self, name)[rows] for name in (*_ARRAYS[:5], *self._optional)},
             **{name: getattr(self, name)[chosen] for name in _ARRAYS[5:]},
             metadata=self.metadata,
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[DemoDataset], metadata: Mapping[str, Any]) -> DemoDataset:
+        """Return the episodes of several data sets as one; of the further arrays those that all of them have."""
+        shared = [name for name in _OPTIONAL if all(getattr(part, name) is not None for part in parts)]
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_ARRAYS, *shared)}
+        return cls(**arrays, metadata=metadata)
 
     def summary(self) -> dict[str, Any]:
         """Return what the data set holds in a few plain numbers."""
@@ -161,7 +205,7 @@ class DemoDataset:
     def fingerprint(self) -> str:
         """A digest of all numbers: two data sets with the same one are the same (SHA-256)."""
         digest = hashlib.sha256()
-        for name in _ARRAYS:
+        for name in (*_ARRAYS, *self._optional):
             array = np.ascontiguousarray(getattr(self, name))
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(array.tobytes())
@@ -173,7 +217,7 @@ class DemoDataset:
         Raises:
             FileWriteError: The file cannot be written; an older one is as it was.
         """
-        write_arrays(path, {name: getattr(self, name) for name in _ARRAYS}, self.metadata)
+        write_arrays(path, {name: getattr(self, name) for name in (*_ARRAYS, *self._optional)}, self.metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> DemoDataset:
@@ -187,12 +231,13 @@ class DemoDataset:
         missing = [name for name in _ARRAYS if name not in arrays]
         if missing:
             raise FileFormatError(f"{path} lacks {', '.join(missing)}; collect it again")
-        for name in _ARRAYS:
-            kinds = {"terminated": "b", "truncated": "b", "episode_lengths": "iu", "seeds": "iu"}
+        names = [*_ARRAYS, *(name for name in _OPTIONAL if name in arrays)]
+        for name in names:
+            kinds = {"terminated": "b", "truncated": "b", "episode_lengths": "iu", "seeds": "iu", "acted_by": "iu"}
             if arrays[name].ndim == 0 or arrays[name].dtype.kind not in kinds.get(name, "biuf"):
                 raise FileFormatError(f"{path} holds {name} of type {arrays[name].dtype}; expected numbers")
         try:
-            return cls(**{name: arrays[name] for name in _ARRAYS}, metadata=metadata)
+            return cls(**{name: arrays[name] for name in names}, metadata=metadata)
         except (ValueError, IndexError, TypeError) as error:
             raise FileFormatError(f"{path} is damaged: {error}") from error
 

@@ -34,11 +34,12 @@ class FlatParameters:
         self._share_memory()
 
     @classmethod
-    def of(cls, policy: Any) -> FlatParameters:
-        """Flatten a policy, its `networks` first."""
+    def of(cls, policy: Any, others: Sequence[nn.Parameter] = ()) -> FlatParameters:
+        """Flatten a policy, its `networks` first, and `others` last."""
         inside = {id(parameter) for network in policy.networks for parameter in network.parameters()}
-        flat = cls(policy.networks, [parameter for parameter in policy.parameters() if id(parameter) not in inside])
-        flat._owners, flat._others = [policy], []
+        outside = [parameter for parameter in policy.parameters() if id(parameter) not in inside]
+        flat = cls(policy.networks, [*outside, *others])
+        flat._owners, flat._others = [policy], list(others)
         return flat
 
     def _share_memory(self) -> None:

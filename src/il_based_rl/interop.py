@@ -13,8 +13,9 @@ from gymnasium import spaces
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.errors import EnvironmentFaultError
+from il_based_rl.heads import action_head
 from il_based_rl.policy import MLPPolicy, require_spaces
-from il_based_rl.rollout import Actor, Situation
+from il_based_rl.rollout import Actor, Choice, Situation, Teacher
 
 
 def actor_from(
@@ -44,7 +45,7 @@ def actor_from(
     if isinstance(policy, ActorCriticPolicy):
         own, log_std = policy.actor, policy.log_std_array()
     elif isinstance(policy, MLPPolicy):
-        own, log_std = policy, None
+        own, log_std = policy, agent.log_std_array()
     else:
         predict = getattr(agent, "predict", agent)
         if not callable(predict):
@@ -52,6 +53,61 @@ def actor_from(
         return _ForeignActor(predict, action_space, deterministic)
     require_spaces(own, observation_space, action_space, "the agent", "the environment")
     return _policy_actor(own, None if deterministic else random, log_std)
+
+
+def disturbed(actor: Actor, action_space: gym.Space[Any], noise: float, random: np.random.Generator) -> Teacher:
+    """Let an actor's actions be disturbed when they are executed, and the undisturbed ones imitated.
+
+    A student then sees how the expert comes back from where it would not have gone itself.
+
+    Args:
+        actor: Whose actions they are.
+        action_space: The environment's.
+        noise: Standard deviation in units of half the action's range; for discrete actions the probability of a random one.
+        random: Source of the noise.
+
+    Source:
+        Laskey et al. (2017), "DART: noise injection for robust imitation learning", https://arxiv.org/abs/1703.09327.
+        Differs: the noise is given, not fitted to the student's error.
+    """
+    head = action_head(action_space)
+
+    def act(situations: Sequence[Situation]) -> Choice:
+        labels = actor(situations)
+        if head.continuous:
+            raw = head.from_env(labels)
+            executed = head.to_env(raw + noise * random.standard_normal(raw.shape, np.float32))
+        else:
+            others = head.to_env(head.mode(head.noise(random, (len(labels),), None)))
+            replaced = (random.random(len(labels)) < noise).reshape(-1, *(1,) * (labels.ndim - 1))
+            executed = np.where(replaced, others, labels).astype(labels.dtype)
+        return Choice(executed, labels, np.zeros(len(labels), np.int64))
+
+    return act
+
+
+def mixture(expert: Actor, student: Actor, share: float, student_number: int, random: np.random.Generator) -> Teacher:
+    """Let an expert or a student act, step by step as chance has it, and the expert's actions be imitated.
+
+    Args:
+        expert: It is asked in every step, as number 0.
+        student: The other one.
+        share: Probability that the expert acts.
+        student_number: What stands for the student in `Choice.acted_by`.
+        random: Source of chance.
+
+    Source:
+        Ross et al. (2011), "A reduction of imitation learning and structured prediction to no-regret online learning",
+        algorithm 3.1, https://arxiv.org/abs/1011.0686.
+    """
+
+    def act(situations: Sequence[Situation]) -> Choice:
+        labels = expert(situations)
+        by_expert = random.random(len(labels)) < share
+        executed = np.where(by_expert.reshape(-1, *(1,) * (labels.ndim - 1)), labels, student(situations))
+        return Choice(executed, labels, np.where(by_expert, 0, student_number))
+
+    return act
 
 
 def _policy_actor(policy: MLPPolicy, random: np.random.Generator | None, log_std: np.ndarray | None) -> Actor:

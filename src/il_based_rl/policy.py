@@ -132,6 +132,15 @@ class MLPPolicy(nn.Module):
             return actions
         return np.asarray(actions[0]) if self.head.continuous else actions[0]
 
+    def distribution(self, observations: np.ndarray, log_std: np.ndarray | None) -> np.ndarray | None:
+        """Return the distribution of the action for rows of observations, shape (B, *row); see `DemoDataset.distributions`.
+
+        Args:
+            observations: Raw, as a data set holds them.
+            log_std: Of the raw action. Shape (A,); None where none is known, and the answer is None for continuous actions.
+        """
+        return self.head.distribution(self.as_numpy()(self.codec.features(observations)), log_std)
+
     @property
     def architecture(self) -> dict[str, Any]:
         """Everything needed to build this policy again, as plain values; `from_architecture` does."""
@@ -200,6 +209,13 @@ def load_parameters(module: nn.Module, parameters: Any) -> None:
         raise FileFormatError(f"the checkpoint's parameters do not fit the policy that it describes: {reason}") from error
     if not finite:
         raise FileFormatError("the checkpoint holds parameters that are not finite; it is damaged, or training had diverged")
+
+
+def load_tensor(target: Tensor, stored: Any) -> None:
+    """Copy a stored tensor; ValueError unless it is one of the same shape and finite."""
+    if not isinstance(stored, Tensor) or stored.shape != target.shape or not bool(torch.isfinite(stored).all()):
+        raise ValueError(f"a tensor of shape {tuple(target.shape)} is missing, of another shape or not finite")
+    target.data.copy_(stored)
 
 
 def require_counts(stored: Mapping[str, Any], *names: str) -> None:

@@ -246,6 +246,10 @@ class PPOAgent:
             return self.policy.actor.predict(obs)
         return self.policy.actor.predict(obs, self._random["sampled predictions"], self.policy.log_std_array())
 
+    def action_distribution(self, observations: np.ndarray) -> np.ndarray | None:
+        """Return the distribution of the action for rows of observations, as `DemoDataset.distributions` holds it."""
+        return self.policy.actor.distribution(observations, self.policy.log_std_array())
+
     def save(self, path: str | Path) -> None:
         """Write everything that learning goes on from as one `.pt` file; parent folders are made.
 

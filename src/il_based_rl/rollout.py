@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -41,8 +42,22 @@ class Situation(Protocol):
         """The present observation as a row."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Actions for several situations, by an actor that would have other ones imitated."""
+
+    executed: np.ndarray
+    """What the environments are to execute. Shape (number of situations, *action)."""
+    labels: np.ndarray
+    """What is to be imitated, of the same shape."""
+    acted_by: np.ndarray
+    """Whose actions are executed, as a number of the actor's own. Shape (number of situations,), int64."""
+
+
 Actor = Callable[[Sequence[Situation]], np.ndarray]
 """Chooses an action for each situation; shape (number of situations, *action)."""
+Teacher = Callable[[Sequence[Situation]], Choice]
+"""The same, with another action to be imitated."""
 
 MAX_PLAYERS = 16
 """Episodes played side by side: enough to share the policy's cost, few enough to make and to hold."""
@@ -216,6 +231,10 @@ class Episode:
     """Raw observation before each action. Shape (T, *row)."""
     actions: np.ndarray
     """As executed. Shape (T, *action)."""
+    labels: np.ndarray
+    """What to imitate: the same, unless the actor gave a `Choice`. Shape (T, *action)."""
+    acted_by: np.ndarray
+    """See `Choice`; 0 without one. Shape (T,), int64."""
     rewards: np.ndarray
     """Raw. Shape (T,)."""
     terminated: bool
@@ -249,20 +268,36 @@ class EpisodePlayers:
         self.action_space = self._players[0].env.action_space
         self.codec = self._players[0].codec
 
-    def play(self, actor: Actor, start_seeds: Iterable[int]) -> Iterator[Episode]:
+    def play(self, actor: Actor | Teacher, start_seeds: Iterable[int], max_steps: int | None = None) -> Iterator[Episode]:
         """Play one episode from each seed, and yield each as it ends.
 
         Which episodes are played does not depend on how long they take, so that short ones are not preferred.
 
+        Args:
+            actor: Chooses the actions.
+            start_seeds: For `reset`.
+            max_steps: Steps of all episodes together, after which those that are being played are cut.
+
         Raises:
             EnvironmentFaultError: The environment failed.
         """
+        left = math.inf if max_steps is None else max_steps
         waiting = enumerate(start_seeds)
         playing = [p for player in self._players for p in [_begin(player, waiting)] if p is not None]
         while playing:
-            actions = actor([running.player for running in playing])
+            if left < len(playing):
+                yield from (running.cut() for running in playing[int(left) :] if running.player.steps > 0)
+                playing = playing[: int(left)]
+                if not playing:
+                    return
+            left -= len(playing)
+            chosen = actor([running.player for running in playing])
+            if isinstance(chosen, Choice):
+                for running, label, by in zip(playing, chosen.labels, chosen.acted_by, strict=True):
+                    running.note(label, int(by))
+                chosen = chosen.executed
             still_playing: list[_Running] = []
-            for running, action in zip(playing, actions, strict=True):
+            for running, action in zip(playing, chosen, strict=True):
                 if (episode := running.step(action)) is None:
                     still_playing.append(running)
                     continue
@@ -290,8 +325,15 @@ class _Running:
         self.player, self._index, self._seed = player, index, seed
         self._rows: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._acted_by: list[int] = []
         self._rewards: list[float] = []
         player.reset(seed)
+
+    def note(self, label: np.ndarray, acted_by: int) -> None:
+        """Keep what is to be imitated in the step that follows."""
+        self._labels.append(np.array(label))
+        self._acted_by.append(acted_by)
 
     def step(self, action: np.ndarray) -> Episode | None:
         player = self.player
@@ -304,11 +346,21 @@ class _Running:
                 return None
             truncated = True
             notice(f"an episode (start seed {self._seed}) is cut after {player.steps} steps; the environment has no time limit")
+        return self._ended(terminated, truncated)
+
+    def cut(self) -> Episode:
+        """End it where it is; it has had a step."""
+        return self._ended(terminated=False, truncated=True)
+
+    def _ended(self, terminated: bool, truncated: bool) -> Episode:
+        player = self.player
         return Episode(
             index=self._index,
             seed=self._seed,
             rows=np.stack(self._rows),
             actions=np.stack(self._actions),
+            labels=np.stack(self._labels or self._actions),
+            acted_by=np.array(self._acted_by or [0] * len(self._actions), np.int64),
             rewards=np.array(self._rewards),
             terminated=terminated,
             truncated=truncated,

@@ -24,6 +24,7 @@ Purpose = Literal[
     "validation split",
     "evaluation in training",
     "comparison",
+    "aggregation",
 ]
 _PURPOSES: tuple[str, ...] = get_args(Purpose)
 _SEED_BITS = 27  # with the purpose's number above them a start seed stays below 2**31, which every environment accepts

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
 from il_based_rl.config import BCConfig, TrackingConfig, TrainConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
-from il_based_rl.experiment import Checkpoint, is_own, resumed_checkpoint
+from il_based_rl.experiment import Checkpoint, is_own, require_trusted, resumed_checkpoint
 
 if TYPE_CHECKING:
     from il_based_rl.agent import BCAgent
@@ -22,7 +22,7 @@ _LINES = 10
 """About as many lines are printed, whatever the number of epochs."""
 
 
-_FIXED_AT_RESUME = ("hidden_dims", "seed", "bc")
+_FIXED_AT_RESUME = ("hidden_dims", "seed", "bc", "eval_env_id", "eval_episodes")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume = cli.given("--resume", argv)
         if resume is not None and not cli.asks_for_help(argv):
             checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
-            defaults = _own_settings(checkpoint, defaults)
+            defaults = _own_settings(checkpoint, defaults, cli.given("--eval-env-id", argv))
         config = cli.parse(defaults, argv, prog="il-rl train", description="Clone a student from demonstrations.")
         train(config, checkpoint)
 
@@ -66,11 +66,12 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
     dataset = DemoDataset.load(config.demo_path)
+    dataset = dataset.episodes[: config.max_demos]
     agent, config = _begin(config, dataset, checkpoint)
     agent.require_fits(dataset)
     files.require_writable()
     cli.say(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...")
-    if agent.epochs >= config.bc.epochs:
+    if agent.finished:
         cli.notice(f"the run is finished: it has had its {agent.epochs} epochs")
         if checkpoint is None or files.complete(checkpoint):
             return agent
@@ -79,7 +80,7 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
     label = f"{dataset.metadata.get('env_id')}_{config.bc.epochs}"
     sinks = open_sinks(config.tracking, settings, label, files.folder, agent.epochs)
     bar = cli.Progress("cloning", config.bc.epochs, "epoch", initial=agent.epochs, quiet=config.quiet)
-    with fitting_threads(config.hidden_dims):
+    with fitting_threads(config.hidden_dims), _judge(config, agent) as judge:
         run = Run(
             files,
             settings,
@@ -93,18 +94,46 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
             run.keep(agent, agent.epochs)
             run.save()
             with time_limit(config.max_time):
-                for progress in agent.learn(dataset) if agent.epochs < config.bc.epochs else ():
-                    run.log(progress.metrics | {"fast_path": fast_path}, progress.epoch)
-                    periodic = progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or progress.epoch == config.bc.epochs
-                    run.keep(agent, progress.epoch, periodic=periodic)
+                for progress in () if agent.finished else agent.learn(dataset):
+                    metrics = progress.metrics | {"fast_path": fast_path}
+                    if judge is not None and (progress.epoch % config.eval_interval == 0 or agent.finished):
+                        metrics["eval_reward"] = judge()
+                    run.log(metrics, progress.epoch)
+                    periodic = progress.epoch % max(1, config.bc.epochs // _LINES) == 0 or agent.finished
+                    run.keep(agent, progress.epoch, metrics.get("eval_reward"), periodic=periodic)
                     if periodic:
                         run.checkpoint()
-                        if not config.quiet:
-                            cli.say(_line(progress.epoch, progress.metrics))
-                    bar.update(loss=progress.metrics["train_loss"])
+                    if not config.quiet and (periodic or "eval_reward" in metrics):
+                        cli.say(_line(progress.epoch, metrics))
+                    bar.update(loss=metrics["train_loss"])
             run.save()
             cli.say(f"Student saved to {config.save_path}")
+            if run.best_eval_reward is not None:
+                cli.say(f"Best student by evaluation (mean return {run.best_eval_reward:.2f}): {files.best}")
     return BCAgent.from_payload(run.kept, config.save_path, device=config.device)
+
+
+@contextlib.contextmanager
+def _judge(config: TrainConfig, agent: BCAgent) -> Iterator[Callable[[], float] | None]:
+    """Make what plays with the student and returns its mean return; None where nothing is to be played.
+
+    Raises:
+        SpaceMismatchError: The demonstrations are of another environment.
+        See `envs.make_env`.
+    """
+    if config.eval_env_id is None:
+        yield None
+        return
+    from il_based_rl.evaluate import play_evaluation
+    from il_based_rl.policy import require_spaces
+    from il_based_rl.rollout import EpisodePlayers
+    from il_based_rl.seeding import start_seeds
+
+    seeds = list(start_seeds(agent.seed, "evaluation in training", config.eval_episodes))
+    with EpisodePlayers(config.eval_env_id, config.eval_episodes) as players:
+        spaces = players.observation_space, players.action_space
+        require_spaces(agent.policy, *spaces, "the demonstrations", config.eval_env_id)
+        yield lambda: play_evaluation(agent, players, seeds, quiet=config.quiet).mean
 
 
 def _begin(config: TrainConfig, dataset: DemoDataset, checkpoint: Checkpoint | None) -> tuple[BCAgent, TrainConfig]:
@@ -130,9 +159,11 @@ def _begin(config: TrainConfig, dataset: DemoDataset, checkpoint: Checkpoint | N
     return BCAgent.from_payload(payload, path, config.hidden_dims, device=config.device), config
 
 
-def _own_settings(checkpoint: Checkpoint, defaults: TrainConfig) -> TrainConfig:
+def _own_settings(checkpoint: Checkpoint, defaults: TrainConfig, eval_env_id: str | None) -> TrainConfig:
     """Return what the command line may leave out: see `train_ppo`."""
     stored = _stored_settings(checkpoint)
+    if stored.eval_env_id is not None:
+        require_trusted(checkpoint[0], stored.eval_env_id, eval_env_id, "--eval-env-id")
     if not is_own(checkpoint[0], stored.save_path):
         return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
     return stored
@@ -157,7 +188,8 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:
 
 def _line(epoch: int, metrics: dict[str, float]) -> str:
     names = [name for name in ("train_loss", "validation_loss") if name in metrics]
-    return f"[{epoch:>8}] " + "  ".join(f"{name}={metrics[name]:.6f}" for name in names)
+    told = f"[{epoch:>8}] " + "  ".join(f"{name}={metrics[name]:.6f}" for name in names)
+    return told + (f"  eval_reward={metrics['eval_reward']:.2f}" if "eval_reward" in metrics else "")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from il_based_rl.experiment import Checkpoint, is_own, require_trusted, resumed_
 
 if TYPE_CHECKING:
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
+    from il_based_rl.dataset import DemoDataset
     from il_based_rl.envs import Envs
     from il_based_rl.ppo_agent import PPOAgent
     from il_based_rl.rollout import EpisodePlayers
@@ -200,7 +201,6 @@ def _with_seed(config: FinetuneConfig) -> FinetuneConfig:
 def _started(config: FinetuneConfig, student: Any, envs: Envs) -> GuardedPPO:
     """Return a learner that begins with a student or an expert."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
-    from il_based_rl.dataset import DemoDataset
     from il_based_rl.policy import require_spaces
     from il_based_rl.ppo_agent import PPOAgent
 
@@ -215,15 +215,24 @@ def _started(config: FinetuneConfig, student: Any, envs: Envs) -> GuardedPPO:
         seed=config.seed,
         device=config.device,
         critic=student.policy.critic if expert and not config.guard.fresh_critic else None,
-        demos=None if config.demo_path is None else DemoDataset.load(config.demo_path),
+        demos=_demos(config, envs),
     )
+
+
+def _demos(config: FinetuneConfig, envs: Envs) -> DemoDataset | None:
+    from il_based_rl.dataset import DemoDataset
+
+    if config.demo_path is None:
+        return None
+    demos = DemoDataset.load(config.demo_path)
+    demos.require_env(config.env_id, envs.observation_space, envs.action_space)
+    return demos
 
 
 def _begun(config: FinetuneConfig, envs: Envs, checkpoint: Checkpoint | None) -> tuple[GuardedPPO, FinetuneConfig]:
     """Return a fresh learner or the resumed one, and the settings made complete."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
     from il_based_rl.checkpoint import load_agent
-    from il_based_rl.dataset import DemoDataset
     from il_based_rl.policy import require_spaces
 
     if checkpoint is None:
@@ -238,7 +247,7 @@ def _begun(config: FinetuneConfig, envs: Envs, checkpoint: Checkpoint | None) ->
                 f"{path} was fine-tuned with {name} {getattr(stored, name)}, not {getattr(config, name)}; "
                 "leave the flag out, or start afresh without --resume"
             )
-    demos = None if config.demo_path is None else DemoDataset.load(config.demo_path)
+    demos = _demos(config, envs)
     tuner = GuardedPPO.from_payload(payload, path, config.guard, config.ppo, device=config.device, demos=demos)
     require_spaces(tuner.agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
     return tuner, config

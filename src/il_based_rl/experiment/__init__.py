@@ -26,12 +26,12 @@ def resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
     return RunFiles(save_path).latest_checkpoint() if resume == LATEST else (Path(resume), read_checkpoint(resume))
 
 
-def require_trusted(path: Path, env_id: str, given: str | None) -> None:
+def require_trusted(path: Path, env_id: str, given: str | None, flag: str = "--env-id") -> None:
     """Raise ResumeError if a file would choose which module is imported: `MODULE:ID` must be given by the user himself."""
     if given is None and ":" in env_id:
         raise ResumeError(
             f"{path} asks for the environment {env_id}, for which code is imported; "
-            f"if you trust that code, say so by --env-id {env_id}"
+            f"if you trust that code, say so by {flag} {env_id}"
         )
 
 

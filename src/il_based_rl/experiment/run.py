@@ -293,6 +293,11 @@ class Run:
         """What was kept last."""
         return self._kept.payload
 
+    @property
+    def best_eval_reward(self) -> float | None:
+        """The best evaluation so far, where there was one."""
+        return self._kept.best_eval_reward
+
     def save(self) -> None:
         """Write what was kept last to the save path, then its copies: as the best, and as one of the last three, if it is that.
 

@@ -56,6 +56,15 @@ class ActionHead(Protocol):
     def cloning_loss(self, outputs: Tensor, raw: Tensor) -> Tensor:
         """How far the outputs are from demonstrated raw actions, a scalar."""
 
+    def distribution(self, outputs: np.ndarray, log_std: np.ndarray | None) -> np.ndarray | None:
+        """Parameters of the distribution, shape (B, P), as a data set stores them; None where no deviation is known."""
+
+    def from_distribution(self, parameters: np.ndarray) -> np.ndarray:
+        """What `expert_divergence` reads, of `distribution`'s parameters; ValueError if there are not as many as wanted."""
+
+    def expert_divergence(self, outputs: Tensor, log_std: Tensor | None, expert: Tensor) -> Tensor:
+        """Mean Kullback-Leibler divergence KL(expert || policy), a scalar, in nats."""
+
     def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, float, Any]:
         """Log-probabilities, shape (B,), as `log_prob`; mean entropy, as `entropy`; and what the gradients are made of."""
 
@@ -67,6 +76,11 @@ class ActionHead(Protocol):
 
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """The loss, as `cloning_loss`, and its gradient by the outputs."""
+
+    def expert_divergence_grads(
+        self, outputs: np.ndarray, log_std: np.ndarray | None, expert: np.ndarray
+    ) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """The loss, as `expert_divergence`, and its gradients by the outputs and by the log standard deviation."""
 
 
 def action_head(space: gym.Space[Any]) -> ActionHead:

@@ -56,6 +56,20 @@ class BernoulliHead:
         """Cross-entropy of all bits together."""
         return -bernoulli_log_prob(outputs, raw).mean()
 
+    def distribution(self, outputs: np.ndarray, log_std: np.ndarray | None) -> np.ndarray | None:
+        """The logits."""
+        return outputs
+
+    def from_distribution(self, parameters: np.ndarray) -> np.ndarray:
+        """The logits."""
+        if parameters.ndim != 2 or parameters.shape[1] != self.num_outputs:
+            raise ValueError(f"distributions of {parameters.shape[1:]} parameters; expected {self.num_outputs} logits")
+        return parameters.astype(np.float32)
+
+    def expert_divergence(self, outputs: Tensor, log_std: Tensor | None, expert: Tensor) -> Tensor:
+        """Of all bits together."""
+        return bernoulli_divergence(expert, outputs).mean()
+
     def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, float, _Kept]:
         """See `ActionHead`."""
         probabilities, softplus = _sigmoid(outputs), _softplus(outputs)
@@ -76,6 +90,14 @@ class BernoulliHead:
         """See `ActionHead`."""
         loss = float((_softplus(outputs) - raw * outputs).sum()) / len(raw)
         return loss, (_sigmoid(outputs) - raw) / len(raw)
+
+    def expert_divergence_grads(
+        self, outputs: np.ndarray, log_std: np.ndarray | None, expert: np.ndarray
+    ) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """See `ActionHead`."""
+        likely, rows = _sigmoid(expert), len(outputs)
+        loss = float((likely * (expert - outputs) + _softplus(outputs) - _softplus(expert)).sum()) / rows
+        return loss, (_sigmoid(outputs) - likely) / rows, None
 
 
 def _softplus(x: np.ndarray) -> np.ndarray:

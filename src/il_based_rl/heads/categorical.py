@@ -65,6 +65,20 @@ class CategoricalHead:
         """Cross-entropy of all choices together."""
         return -categorical_log_prob(outputs, raw, self._choices).mean()
 
+    def distribution(self, outputs: np.ndarray, log_std: np.ndarray | None) -> np.ndarray | None:
+        """The logits."""
+        return outputs
+
+    def from_distribution(self, parameters: np.ndarray) -> np.ndarray:
+        """The logits."""
+        if parameters.ndim != 2 or parameters.shape[1] != self.num_outputs:
+            raise ValueError(f"distributions of {parameters.shape[1:]} parameters; expected {self.num_outputs} logits")
+        return parameters.astype(np.float32)
+
+    def expert_divergence(self, outputs: Tensor, log_std: Tensor | None, expert: Tensor) -> Tensor:
+        """Of all choices together."""
+        return categorical_divergence(expert, outputs, self._choices).mean()
+
     def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, float, _Kept]:
         """See `ActionHead`."""
         log_probs, places = self._log_softmax(outputs), self._places(raw)
@@ -89,6 +103,14 @@ class CategoricalHead:
         log_probs, places = self._log_softmax(outputs), self._places(raw)
         loss = -float(np.add.reduce(self._chosen(log_probs, places))) / len(raw)
         return loss, self._indicator_minus(np.exp(log_probs), places) * (-1.0 / len(raw))
+
+    def expert_divergence_grads(
+        self, outputs: np.ndarray, log_std: np.ndarray | None, expert: np.ndarray
+    ) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """See `ActionHead`."""
+        ours, theirs = self._log_softmax(outputs), self._log_softmax(expert)
+        likely = np.exp(theirs)
+        return float(np.vdot(likely, theirs - ours)) / len(outputs), (np.exp(ours) - likely) / len(outputs), None
 
     def _places(self, raw: np.ndarray) -> np.ndarray:
         """Where the logit of each choice lies in the outputs as one long row; an array of shape (B * K,)."""

@@ -43,6 +43,8 @@ class GaussianHead:
         self._low, self._high = low, high
         self._centred = not self._centre.any()  # the common case, which saves an addition a step
         self._whole_bounds = space.low.reshape(1, -1), space.high.reshape(1, -1)
+        self.raw_bounds = tuple(((bound - self._centre) / self._half_range).astype(np.float32) for bound in (low, high))
+        """Raw actions from which on the environment's is clipped, below and above. Shape (1, A) each."""
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """Most likely raw actions: the means."""
@@ -92,6 +94,30 @@ class GaussianHead:
         """Mean squared error, in units of half the action's range."""
         return mse_loss(outputs, raw)
 
+    def distribution(self, outputs: np.ndarray, log_std: np.ndarray | None) -> np.ndarray | None:
+        """Mean and standard deviation of the unbounded action side by side, in the environment's units."""
+        if log_std is None:
+            return None
+        stds = np.broadcast_to(np.exp(log_std), outputs.shape)
+        return np.concatenate([outputs * self._half_range + self._centre, stds * self._half_range], -1).astype(np.float32)
+
+    def from_distribution(self, parameters: np.ndarray) -> np.ndarray:
+        """Mean and logarithm of the standard deviation of the raw action, side by side."""
+        _require_width(parameters, 2 * self.num_outputs)
+        means, stds = np.split(parameters, 2, axis=-1)
+        if not (stds > 0.0).all():
+            raise ValueError("a standard deviation is not above 0")
+        return np.concatenate([(means - self._centre) / self._half_range, np.log(stds / self._half_range)], -1).astype(
+            np.float32
+        )
+
+    def expert_divergence(self, outputs: Tensor, log_std: Tensor | None, expert: Tensor) -> Tensor:
+        """Between independent normals."""
+        assert log_std is not None
+        means, log_stds = expert.chunk(2, -1)
+        distances = (2.0 * log_stds).exp() + (means - outputs) ** 2
+        return (log_std - log_stds + 0.5 * (distances * (-2.0 * log_std).exp() - 1.0)).sum(-1).mean()
+
     def score(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> tuple[np.ndarray, float, _Kept]:
         """See `ActionHead`."""
         assert log_std is not None
@@ -122,3 +148,19 @@ class GaussianHead:
         loss = float(np.einsum("ba,ba->", error, error)) / error.size
         error *= 2.0 / error.size
         return loss, error
+
+    def expert_divergence_grads(
+        self, outputs: np.ndarray, log_std: np.ndarray | None, expert: np.ndarray
+    ) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """See `ActionHead`."""
+        assert log_std is not None
+        means, log_stds = np.split(expert, 2, axis=-1)
+        error, precision, rows = outputs - means, np.exp(-2.0 * log_std), len(outputs)
+        distances = (np.exp(2.0 * log_stds) + error * error) * precision
+        loss = float((log_std - log_stds + 0.5 * (distances - 1.0)).sum()) / rows
+        return loss, error * (precision / rows), (1.0 - distances).sum(0) / rows
+
+
+def _require_width(parameters: np.ndarray, width: int) -> None:
+    if parameters.ndim != 2 or parameters.shape[1] != width:
+        raise ValueError(f"distributions of {parameters.shape[1:]} parameters; expected {width}")

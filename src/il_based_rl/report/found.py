@@ -30,8 +30,13 @@ class FoundRun:
 
     @property
     def kind(self) -> str:
-        """`ppo` of an expert, `bc` of a student, or `-`."""
-        return str(self.payload.get("kind", "-"))
+        """`ppo` of an expert, `bc` of a student, `dagger` or `finetune` of what those commands wrote, or `-`."""
+        return next((each for each in ("dagger", "finetune") if each in self.payload), str(self.payload.get("kind", "-")))
+
+    @property
+    def axis(self) -> str:
+        """What its steps count."""
+        return {"bc": "epochs", "dagger": "questions to the expert"}.get(self.kind, "environment steps")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -51,16 +56,17 @@ class FoundRun:
 
     @property
     def step(self) -> int:
-        """Environment steps, or epochs, that it has had."""
+        """Environment steps, epochs, or questions to an expert that it has had, see `axis`."""
         training = self.payload.get("training")
         found = training.get("env_steps", training.get("epochs")) if isinstance(training, dict) else None
         return found if isinstance(found, int) else 0
 
     @property
     def total(self) -> int | None:
-        """Environment steps, or epochs, that it is to have."""
+        """Environment steps, or epochs, that it is to have; None where that is not known beforehand."""
         cloning = self.settings.get("bc")
-        total = cloning.get("epochs") if isinstance(cloning, dict) else self.settings.get("total_timesteps")
+        of_epochs = cloning.get("epochs") if isinstance(cloning, dict) else None
+        total = {"bc": of_epochs, "dagger": None}.get(self.kind, self.settings.get("total_timesteps"))
         return total if isinstance(total, int) else None
 
     @property
@@ -70,7 +76,16 @@ class FoundRun:
             return "running"
         if not self.payload:
             return "damaged"
-        return "finished" if self.total is not None and self.step >= self.total else "interrupted"
+        return "finished" if self._finished else "interrupted"
+
+    @property
+    def _finished(self) -> bool:
+        training, rounds = self.payload.get("training"), self.payload.get("dagger")
+        if isinstance(rounds, dict):
+            return rounds.get("finished") is True
+        if self.kind == "bc":  # a student that is to learn on has kept its optimiser
+            return isinstance(training, dict) and "optimizer" not in training
+        return self.total is not None and self.step >= self.total
 
     @property
     def written(self) -> float:

@@ -114,9 +114,9 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
 
 
 def _named(runs: Sequence[FoundRun]) -> dict[str, Path]:
-    """Call the only expert and the only student so; several by their files."""
+    """Call the only expert and the only student of each kind so; several by their files."""
     kinds = [run.kind for run in runs]
-    words = {"ppo": "expert", "bc": "student"}
+    words = {"ppo": "expert", "bc": "student", "dagger": "DAgger student", "finetune": "fine-tuned student"}
     return {
         words[run.kind]
         if kinds.count(run.kind) == 1 and run.kind in words
@@ -131,17 +131,19 @@ def _chosen(runs: Sequence[FoundRun], folder: Path, wanted: str | None) -> list[
     Raises:
         FileMissingError: There is none.
     """
-    experts = [run for run in runs if run.kind == "ppo"]
+    experts = [run for run in runs if run.kind == "ppo"] or [run for run in runs if run.kind == "finetune"]
     if wanted is not None:
-        experts = [run for run in experts if run.save_path.resolve() == Path(wanted).resolve()]
+        all_experts = [run for run in runs if run.kind in ("ppo", "finetune")]
+        experts = [run for run in all_experts if run.save_path.resolve() == Path(wanted).resolve()]
     if not experts:
         missing = f"no expert under {folder}" if wanted is None else f"no expert {wanted} under {folder}"
         raise FileMissingError(f"there is {missing}; train-ppo writes one, and pipeline all of it")
     newest = max(experts, key=lambda run: run.written)
     shown = {run.save_path: demos for run in runs if (demos := _demonstrations(run, folder)) is not None}
     expert = min(experts, key=lambda run: (_distance(run, list(shown.values())), run is not newest))
-    students = [run for run in runs if run.kind == "bc" and run.env_id == expert.env_id]
-    others = [str(run.save_path) for run in experts if run is not expert]
+    improved = [run for run in runs if run.kind in ("bc", "dagger", "finetune") and run is not expert]
+    students = [run for run in improved if run.env_id == expert.env_id]
+    others = [str(run.save_path) for run in experts if run.kind == "ppo" and run is not expert]
     if others:
         cli.notice(f"{expert.save_path} is taken for the expert; left out: {', '.join(others)} (choose by --expert)")
     return [expert, *students]
@@ -168,11 +170,15 @@ def _demonstrations(run: FoundRun, folder: Path) -> DemoDataset | None:
     """Read the demonstrations that a student learned from, if they are still those."""
     from il_based_rl.dataset import DemoDataset
 
-    path = run.settings.get("demo_path")
-    for place in () if not isinstance(path, str) else (Path(path), folder / path, folder / "demos" / Path(path).name):
+    path, rounds = run.settings.get("demo_path"), run.payload.get("dagger")
+    wanted = rounds.get("demonstrations") if isinstance(rounds, dict) else run.settings.get("demonstrations")
+    places = [] if not isinstance(path, str) else [Path(path), folder / path, folder / "demos" / Path(path).name]
+    for place in [*places, *sorted(run.folder.glob("demos_*.npz"), reverse=True)]:
         with contextlib.suppress(UserError):
             demos = DemoDataset.load(place)
-            if demos.fingerprint == run.settings.get("demonstrations"):
+            most = run.settings.get("max_demos")
+            demos = demos.episodes[:most] if isinstance(most, int) and most > 0 else demos
+            if demos.fingerprint == wanted:
                 return demos
     return None
 

@@ -108,10 +108,11 @@ def _curves(runs: Sequence[FoundRun]) -> str:
 
     drawn = []
     for run in runs:
-        if run.kind == "ppo":
-            names, x, y = {"evaluation": "eval_reward", "episodes in training": "episode_return"}, "environment steps", "return"
+        x = run.axis
+        if run.kind == "bc":
+            names, y = {"training": "train_loss", "validation": "validation_loss"}, "loss"
         else:
-            names, x, y = {"training": "train_loss", "validation": "validation_loss"}, "epochs", "loss"
+            names, y = {"evaluation": "eval_reward", "episodes in training": "episode_return"}, "return"
         curves = {label: [run.series(name)] for label, name in names.items() if run.series(name)[0]}
         if curves:
             last = "; ".join(f"{label}: {series[0][1][-1]:.4g} at the end" for label, series in curves.items())

@@ -170,8 +170,8 @@ def plot(config: PlotConfig) -> None:
     from il_based_rl.files import atomic_path, require_writable
 
     runs = list({run.folder.resolve(): run for run in (_run_at(Path(path)) for path in config.runs)}.values())
-    if len({run.kind == "bc" for run in runs}) > 1:
-        raise ConfigError("experts learn over environment steps and students over epochs; draw them one after the other")
+    if len(axes := sorted({run.axis for run in runs})) > 1:
+        raise ConfigError(f"some of these runs learn over {axes[0]}, others over {axes[1]}; draw them one after the other")
     require_writable(config.save_path)
     told = [run for run in runs if run.series(config.metric)[0]]
     if not told:
@@ -180,8 +180,7 @@ def plot(config: PlotConfig) -> None:
     curves: dict[str, list[tuple[list[float], list[float]]]] = {}
     for label, run in zip(_labels(told), told, strict=True):
         curves.setdefault(label, []).append(run.series(config.metric))
-    x = "epochs" if {run.kind for run in told} == {"bc"} else "environment steps"
-    drawn = learning_curves(curves, x, config.metric.replace("_", " "))
+    drawn = learning_curves(curves, axes[0], config.metric.replace("_", " "))
     with atomic_path(config.save_path) as temporary:
         drawn.savefig(temporary, format=Path(config.save_path).suffix.removeprefix("."), dpi=150)
     cli.say(f"{len(told)} runs in {len(curves)} curves saved to {config.save_path}")
