@@ -1,0 +1,497 @@
+"""DAgger: who acts, who labels, what is kept and for how many questions; and that a resumed run is the same run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy_envs  # noqa: F401 - registers the environments
+
+from il_based_rl.__main__ import main
+from il_based_rl.agent import BCAgent
+from il_based_rl.algorithms import aggregation
+from il_based_rl.algorithms.aggregation import Aggregation
+from il_based_rl.algorithms.dagger import dagger
+from il_based_rl.checkpoint import load_agent
+from il_based_rl.collect import collect_demos
+from il_based_rl.config import BCConfig, DaggerConfig
+from il_based_rl.dataset import DemoDataset
+from il_based_rl.errors import ConfigError, EnvironmentFaultError, FileFormatError, SpaceMismatchError
+from il_based_rl.evaluate import evaluate_policy
+from il_based_rl.experiment.run import TIME_FIELDS
+from il_based_rl.files import read_checkpoint, read_rows, write_checkpoint
+from il_based_rl.interop import disturbed, mixture
+from il_based_rl.ppo_agent import PPOAgent
+from il_based_rl.rollout import EpisodePlayers
+
+ENV = "Pendulum-v1"
+TINY = {"eval_episodes": 2, "final_episodes": 2, "hidden_dims": (8,), "bc": BCConfig(epochs=2), "seed": 0}
+
+
+def lazy(obs):
+    """An expert of a kind: it brakes."""
+    return np.float32([-obs[2] / 4])
+
+
+def learned(expert=lazy, env_id=ENV, demos=None, **settings):
+    """Go through all rounds; return the learner, and after each round a copy of its data set."""
+    learner = Aggregation(DaggerConfig(env_id=env_id, **{**TINY, **settings}), expert, demos)
+    seen = [(progress, learner.dataset) for progress in learner.learn()]
+    learner.close()
+    return learner, seen
+
+
+# ---- who acts, and who labels ----
+
+
+def situations(count):
+    return list(range(count))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 1.0), (0.3, 0.3)])
+def test_in_a_mixture_the_expert_acts_in_its_share_of_the_steps_and_labels_all(share, expected):
+    expert, student = (lambda count, x=x: np.full((len(count), 2), x, np.float32) for x in (1.0, -1.0))
+    choice = mixture(expert, student, share, 7, np.random.default_rng(0))(situations(5000))
+    assert (choice.labels == 1.0).all()
+    by_expert = choice.acted_by == 0
+    assert set(choice.acted_by) <= {0, 7}
+    assert by_expert.mean() == pytest.approx(expected, abs=0.03)
+    assert (choice.executed[by_expert] == 1.0).all()
+    assert (choice.executed[~by_expert] == -1.0).all()
+
+
+def test_the_first_round_is_the_experts_and_later_ones_the_students():
+    _, seen = learned(rounds=3, round_steps=250)
+    dataset = seen[-1][1]
+    assert [progress.metrics["expert_acted"] for progress, _ in seen] == [1.0, 0.0, 0.0]
+    assert dataset.metadata["policies"] == ["expert", "student of round 1", "student of round 2"]
+    assert dataset.metadata["labelled_by"] == "expert"
+    assert dataset.acted_by.tolist() == [0] * 250 + [1] * 250 + [2] * 250
+    labels = np.stack([lazy(obs) for obs in dataset.observations])
+    np.testing.assert_allclose(dataset.actions, labels, rtol=1e-6)
+    np.testing.assert_array_equal(dataset.executed_actions[:250], dataset.actions[:250])
+    assert not np.array_equal(dataset.executed_actions[250:], dataset.actions[250:])
+
+
+def test_students_see_the_states_that_their_own_actions_lead_to():
+    _, seen = learned(rounds=2, round_steps=200)
+    dataset = seen[-1][1].episodes[1]
+    with EpisodePlayers(ENV, 1) as players:
+        actions = iter(dataset.executed_actions)
+        (played,) = players.play(lambda _: next(actions)[None], dataset.seeds.tolist())
+    np.testing.assert_array_equal(played.rows, dataset.observations)
+
+
+def test_the_experts_share_falls_from_round_to_round():
+    _, seen = learned(rounds=4, round_steps=1000, expert_decay=0.5)
+    shares = [progress.metrics["expert_acted"] for progress, _ in seen]
+    assert shares[0] == 1.0
+    assert shares[1:] == pytest.approx([0.5, 0.25, 0.125], abs=0.05)
+
+
+def test_every_round_starts_from_states_of_its_own():
+    learner, seen = learned(rounds=3, round_steps=400)
+    seeds = seen[-1][1].seeds.tolist()
+    judged = set(learner._judging_seeds())
+    assert len(set(seeds)) == len(seeds) == 6
+    assert not judged & set(seeds)
+
+
+# ---- questions and memory ----
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(None, [300, 600, 900]), (700, [300, 600, 700]), (600, [300, 600]), (1, [1])])
+def test_no_more_questions_are_asked_than_allowed(budget, expected):
+    asked = []
+
+    def expert(obs):
+        asked.append(obs)
+        return lazy(obs)
+
+    learner = Aggregation(DaggerConfig(env_id=ENV, rounds=3, round_steps=300, query_budget=budget, **TINY), expert)
+    learner.evaluated = lambda agent, **_: evaluate_policy(lazy, ENV, start_seeds=[1, 2], quiet=True)  # which asks nothing here
+    queries = [progress.queries for progress in learner.learn()]
+    learner.close()
+    assert queries == expected
+    assert len(asked) == expected[-1] == len(learner.dataset)
+    assert learner.finished
+
+
+def test_what_is_cut_counts_as_truncated_and_not_as_terminated():
+    _, seen = learned(rounds=1, round_steps=250)
+    dataset = seen[0][1]
+    assert dataset.episode_lengths.tolist() == [200, 50]
+    assert dataset.truncated.sum() == 2
+    assert not dataset.terminated.any()
+
+
+def test_memory_is_bounded_and_the_last_round_is_kept():
+    _, seen = learned(rounds=5, round_steps=400, memory=1000)
+    assert [len(dataset) for _, dataset in seen] == [400, 800, 1000, 1000, 1000]
+    for k, (_, dataset) in enumerate(seen[2:], 2):
+        assert (dataset.acted_by[-400:] == k).all()
+        assert len({*dataset.acted_by}) > 2  # older rounds, drawn at random, are there too
+
+
+def test_a_memory_smaller_than_a_round_holds_that_round():
+    _, seen = learned(rounds=2, round_steps=300, memory=100)
+    assert [len(dataset) for _, dataset in seen] == [300, 300]
+    assert (seen[1][1].acted_by == 1).all()
+
+
+def test_it_stops_when_a_student_is_good_enough():
+    learner, seen = learned(rounds=9, round_steps=100, stop_at=-1000.0)
+    assert len(seen) == 1
+    assert learner.best_share >= -1000.0
+
+
+# ---- students ----
+
+
+def test_a_warm_start_goes_on_from_the_last_student_and_a_cold_one_does_not(monkeypatch):
+    begun = []
+    real = BCAgent.learn
+
+    def noted(self, dataset):
+        begun.append(self.policy.network.layers[0].weight.detach().clone())
+        yield from real(self, dataset)
+        begun.append(self.policy.network.layers[0].weight.detach().clone())
+
+    monkeypatch.setattr(BCAgent, "learn", noted)
+    for warm_start in (True, False):
+        begun.clear()
+        learned(rounds=2, round_steps=100, warm_start=warm_start)
+        assert torch.equal(begun[1], begun[2]) == warm_start
+
+
+def test_the_best_student_is_what_is_returned(monkeypatch):
+    shares = iter([(1.0, 0.1), (3.0, 0.8), (2.0, 0.5)])
+    monkeypatch.setattr(Aggregation, "_judged", lambda self: next(shares))
+    after_two = learned(rounds=2, round_steps=100)[0].agent.policy.state_dict()
+    shares = iter([(1.0, 0.1), (3.0, 0.8), (2.0, 0.5)])
+    student, dataset = dagger(lazy, ENV, rounds=3, round_steps=100, **TINY)
+    assert all(torch.equal(one, after_two[name]) for name, one in student.policy.state_dict().items())
+    assert len(dataset) == 300
+
+
+def test_demonstrations_can_be_the_first_round():
+    demos = collect_demos(ENV, lazy, 2, seed=3, quiet=True)
+    _, seen = learned(rounds=2, round_steps=100, demos=demos)
+    first, second = (dataset for _, dataset in seen)
+    np.testing.assert_array_equal(first.observations, demos.observations)
+    assert [len(first), len(second)] == [400, 500]
+    assert second.acted_by.tolist() == [0] * 400 + [1] * 100
+
+
+def test_its_own_data_set_can_be_the_first_round_again():
+    _, seen = learned(rounds=3, round_steps=100)
+    _, again = learned(rounds=2, round_steps=100, demos=seen[-1][1])
+    assert again[-1][1].acted_by.tolist() == [0] * 300 + [1] * 100
+
+
+def test_discrete_actions_and_experts_that_tell_their_distribution():
+    with EpisodePlayers("CartPole-v1", 1) as players:
+        expert = PPOAgent.for_spaces(players.observation_space, players.action_space, hidden_dims=(8,), seed=0)
+    learner, seen = learned(expert, "CartPole-v1", rounds=2, round_steps=50, bc=BCConfig(epochs=2, loss="kl"))
+    dataset = seen[-1][1]
+    assert dataset.distributions.shape == (100, 2)
+    np.testing.assert_array_equal(dataset.distributions.argmax(-1), dataset.actions)
+    assert learner.round == 2
+
+
+def test_an_expert_of_another_environment_is_refused():
+    with EpisodePlayers("CartPole-v1", 1) as players:
+        expert = PPOAgent.for_spaces(players.observation_space, players.action_space, hidden_dims=(8,), seed=0)
+    with pytest.raises(SpaceMismatchError, match="do not fit"):
+        dagger(expert, ENV, **TINY)
+
+
+def test_demonstrations_of_another_environment_are_refused():
+    with pytest.raises(SpaceMismatchError, match=f"the demonstrations are of CartPole-v1, not of {ENV}"):
+        learned(demos=collect_demos("CartPole-v1", lambda obs: 0, 1, quiet=True))
+
+
+def test_demonstrations_that_use_up_all_questions_are_refused():
+    with pytest.raises(ConfigError, match="--query-budget 200 leaves no question beyond the 200 demonstrations"):
+        learned(demos=collect_demos(ENV, lazy, 1, quiet=True), query_budget=200)
+
+
+def test_an_expert_that_fails_is_named():
+    def fails(obs):
+        raise RuntimeError("asleep")
+
+    with pytest.raises(EnvironmentFaultError, match=r"the agent failed in environment 0.*asleep"):
+        learned(fails)
+
+
+# ---- noise in collection ----
+
+
+def test_noise_disturbs_what_is_executed_and_not_what_is_to_be_imitated():
+    demos = collect_demos(ENV, lazy, 5, seed=0, action_noise=0.25, quiet=True)
+    np.testing.assert_allclose(demos.actions, np.stack([lazy(obs) for obs in demos.observations]), rtol=1e-6)
+    inside = np.abs(demos.executed_actions) < 2.0
+    disturbance = (demos.executed_actions - demos.actions)[inside]
+    assert disturbance.std() == pytest.approx(0.5, rel=0.1)  # a quarter of half the range of -2 to 2
+    assert demos.metadata["action_noise"] == 0.25
+    with EpisodePlayers(ENV, 1) as players:
+        actions = iter(demos.executed_actions)
+        (played,) = players.play(lambda _: next(actions)[None], demos.seeds[:1].tolist())
+    np.testing.assert_array_equal(played.rows, demos.observations[:200])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "action"), [("toy/Gears-v0", 6), ("toy/Levers-v0", np.array([1, 2])), ("toy/Bits-v0", np.array([1, 0, 1, 1]))]
+)
+def test_noise_replaces_discrete_actions_with_its_probability(env_id, action):
+    demos = collect_demos(env_id, lambda obs: action, 300, seed=0, action_noise=0.5, quiet=True)
+    assert (demos.actions == action).all()
+    space = demos.executed_actions
+    changed = (space != demos.actions).reshape(len(demos), -1).any(-1)
+    choices = {"toy/Gears-v0": 3, "toy/Levers-v0": 6, "toy/Bits-v0": 16}[env_id]
+    assert changed.mean() == pytest.approx(0.5 * (1 - 1 / choices), abs=0.06)
+
+
+def test_without_noise_nothing_is_stored_twice():
+    assert collect_demos(ENV, lazy, 1, quiet=True).executed_actions is None
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf")])
+def test_noise_is_a_number(noise):
+    with pytest.raises(ConfigError, match="--action-noise must be 0 or more"):
+        collect_demos(ENV, lazy, 1, action_noise=noise)
+
+
+def test_noise_asks_for_as_many_actions_as_there_are_situations():
+    with EpisodePlayers(ENV, 1) as players:
+        actor = disturbed(
+            lambda some: np.zeros((len(some), 1), np.float32), players.action_space, 0.1, np.random.default_rng(0)
+        )
+    assert actor(situations(3)).executed.shape == (3, 1)
+
+
+# ---- data sets ----
+
+
+@pytest.fixture(scope="module")
+def aggregated():
+    return learned(rounds=2, round_steps=250)[1][-1][1]
+
+
+def test_further_arrays_are_saved_selected_and_part_of_the_fingerprint(aggregated, tmp_path):
+    aggregated.save(tmp_path / "a.npz")
+    again = DemoDataset.load(tmp_path / "a.npz")
+    assert again.fingerprint == aggregated.fingerprint
+    for name in ("executed_actions", "acted_by"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(aggregated, name))
+        np.testing.assert_array_equal(getattr(again.episodes[2], name), getattr(aggregated, name)[250:450])
+        assert replace(aggregated, **{name: None}).fingerprint != aggregated.fingerprint
+    assert again.distributions is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda d: {"acted_by": d.acted_by[:-1]}, "499 acted_by for 500 observations"),
+        (lambda d: {"acted_by": d.acted_by + 1}, "others than the 2 policies"),
+        (lambda d: {"executed_actions": d.executed_actions[:, :0]}, "another shape than the labels"),
+        (lambda d: {"distributions": np.full((500, 2), np.nan)}, "not finite in distributions of episode 0, step 0"),
+    ],
+)
+def test_further_arrays_that_contradict_the_others_are_refused(aggregated, damage, says):
+    with pytest.raises(ValueError, match=says):
+        replace(aggregated, **damage(aggregated))
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def expert(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with EpisodePlayers(ENV, 1) as players:
+        PPOAgent.for_spaces(players.observation_space, players.action_space, hidden_dims=(8,), seed=0).save("expert.pt")
+
+
+SMALL = "--rounds 4 --round-steps 100 --eval-episodes 2 --final-episodes 3 --epochs 2 --hidden-dims 8 --seed 0"
+RUN = f"dagger --env-id {ENV} --expert expert.pt {SMALL} --save-path c/s.pt"
+
+
+@pytest.mark.usefixtures("expert")
+def test_the_command_writes_a_student_and_demonstrations_that_every_other_command_takes(capsys):
+    main(RUN.split())
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"DAgger on {ENV}: expert.pt is asked in 4 rounds of 100 steps..."
+    assert [line[:19] for line in printed[1:5]] == [f"[{100 * k:>8}] round {k}:" for k in range(1, 5)]
+    assert printed[-3].startswith("From 3 start states never seen before, the best student keeps ")
+    assert printed[-2:] == ["Demonstrations saved to c/s/demos_004.npz", "Student saved to c/s.pt"]
+    assert isinstance(load_agent("c/s.pt"), BCAgent)
+    assert len(DemoDataset.load("c/s/demos_004.npz")) == 400
+    main(f"evaluate --env-id {ENV} --checkpoint c/s.pt --num-episodes 2".split())
+    main(
+        [
+            "train",
+            "--demo-path",
+            "c/s/demos_004.npz",
+            "--epochs",
+            "1",
+            "--loss",
+            "kl",
+            "--hidden-dims",
+            "8",
+            "--save-path",
+            "again.pt",
+        ]
+    )
+    main(f"finetune --env-id {ENV} --checkpoint c/s.pt --total-timesteps 1 --n-steps 64 --save-path f.pt".split())
+    assert [row["step"] for row in read_rows("c/s/metrics.jsonl")] == [100, 200, 300, 400]
+    main(["runs", "c"])
+    assert "dagger  400" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("expert")
+@pytest.mark.parametrize("place", ["_played", "_cloned", "_judged"])
+@pytest.mark.parametrize("nth", [1, 3])
+@pytest.mark.parametrize("flags", ["", "--memory 150 --query-budget 350 --expert-decay 0.5", "--no-warm-start --loss nll"])
+def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(place, nth, flags, monkeypatch):
+    main([*RUN.split(), *flags.split()])
+    whole, rows = read_checkpoint("c/s.pt"), read_rows("c/s/metrics.jsonl")
+    real, calls = getattr(Aggregation, place), []
+
+    def struck(self, *given):
+        calls.append(1)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return real(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Aggregation, place, struck)
+        with pytest.raises(SystemExit) as leaving:
+            main([*RUN.replace("c/s.pt", "d/s.pt").split(), *flags.split()])
+    assert leaving.value.code == 130
+    main(["dagger", "--resume", "--save-path", "d/s.pt"])
+    ended = read_checkpoint("d/s.pt")
+    for part in ("parameters", "log_std", "training", "dagger"):
+        assert repr(whole[part]) == repr(ended[part])
+    for mine, theirs in [(whole["parameters"], ended["parameters"]), (whole["dagger"]["learner"], ended["dagger"]["learner"])]:
+        assert all(torch.equal(one, theirs[name]) for name, one in mine.items())
+    again = read_rows("d/s/metrics.jsonl")
+    assert [row | dict.fromkeys(TIME_FIELDS, 0) for row in again] == [row | dict.fromkeys(TIME_FIELDS, 0) for row in rows]
+    last = sorted(Path("c/s").glob("demos_*.npz"))[-1].name
+    assert DemoDataset.load(f"c/s/{last}").fingerprint == DemoDataset.load(f"d/s/{last}").fingerprint
+
+
+@pytest.mark.usefixtures("expert")
+def test_a_kill_between_the_data_set_and_its_checkpoint_loses_nothing(monkeypatch):
+    main(RUN.split())
+    from il_based_rl.experiment.run import Run
+
+    real, calls = Run.checkpoint, []
+
+    def struck(self):
+        calls.append(1)
+        if len(calls) == 2:
+            self._kept = replace(self._kept, step=self._saved_step)  # as if nothing were left to save
+            raise KeyboardInterrupt
+        real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "checkpoint", struck)
+        with pytest.raises(SystemExit):
+            main(RUN.replace("c/s.pt", "d/s.pt").split())
+    assert Path("d/s/demos_002.npz").exists()
+    assert read_checkpoint("d/s.pt")["dagger"]["round"] == 1
+    main(["dagger", "--resume", "--save-path", "d/s.pt"])
+    assert repr(read_checkpoint("c/s.pt")["dagger"]) == repr(read_checkpoint("d/s.pt")["dagger"])
+
+
+@pytest.mark.usefixtures("expert")
+def test_a_finished_run_says_so_and_a_fresh_one_keeps_the_old(capsys):
+    main(RUN.split())
+    main(["dagger", "--resume", "--save-path", "c/s.pt"])
+    assert "the run is finished: it has 4 rounds and 400 questions" in capsys.readouterr().err
+    main(RUN.split())
+    kept = sorted(path.name for path in Path("c/s").glob("*.bak"))
+    assert "demos_004.npz.bak" in kept
+    assert len(list(Path("c/s").glob("demos_*.npz"))) == 4
+    main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "6"])
+    assert read_checkpoint("c/s.pt")["dagger"]["round"] == 6
+    assert [path.name for path in sorted(Path("c/s").glob("demos_*.npz"))] == [f"demos_00{k}.npz" for k in range(3, 7)]
+
+
+@pytest.mark.usefixtures("expert")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("dagger --expert nowhere.pt", "nowhere.pt"),
+        ("dagger --expert expert.pt --env-id CartPole-v1", "do not fit"),
+        ("dagger --expert expert.pt --env-id Pendulm-v1", "Pendulum-v1"),
+        ("dagger --expert expert.pt --save-path expert.pt", "is a file that is read"),
+        ("dagger --expert expert.pt --expert-share 1.5", "--expert-share must be between 0 and 1"),
+        ("dagger --expert expert.pt --loss cross-entropy", "does not fit continuous actions"),
+        ("dagger --expert expert.pt --demo-path nowhere.npz", "nowhere.npz"),
+        ("dagger --resume expert.pt", "no checkpoint of dagger"),
+        ("dagger --resume --save-path c/none.pt", "nothing to resume"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_no_file(arguments, says, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments.split())
+    told = " ".join(capsys.readouterr().err.split())
+    assert leaving.value.code == 2
+    assert says in told
+    assert "Traceback" not in told
+    assert [path.name for path in Path().rglob("*") if path.is_file()] == ["expert.pt"]
+
+
+@pytest.mark.usefixtures("expert")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--seed 1", "leave the flag out"),
+        ("--hidden-dims 9", "leave the flag out"),
+        ("--expert other.pt", "leave the flag out"),
+        ("--missing", "demos_004.npz"),
+        ("--changed", "holds other demonstrations"),
+    ],
+)
+def test_a_resume_that_is_no_longer_the_same_run_is_refused(arguments, says, capsys):
+    main(RUN.split())
+    if arguments == "--missing":
+        Path("c/s/demos_004.npz").unlink()
+    if arguments == "--changed":
+        Path("c/s/demos_003.npz").rename("c/s/demos_004.npz")
+    flags = [] if arguments in ("--missing", "--changed") else arguments.split()
+    with pytest.raises(SystemExit) as leaving:
+        main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "6", *flags])
+    assert leaving.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("expert")
+@pytest.mark.parametrize(
+    "damage", [{}, {"round": -1}, {"queries": "x"}, {"learner": {}}, {"best_share": None}, {"ends": [1.0]}, {"round": 10**9}]
+)
+def test_a_damaged_state_is_named(damage, capsys):
+    main(RUN.split())
+    payload = read_checkpoint("c/s.pt")
+    payload["dagger"] = {**payload["dagger"], **damage} if damage else 3
+    write_checkpoint("c/s.pt", payload)
+    for path in Path("c/s").glob("step_*.pt"):
+        path.unlink()
+    with pytest.raises(SystemExit) as leaving:
+        main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "6"])
+    assert leaving.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_state_of_another_kind_is_refused():
+    learner = Aggregation(DaggerConfig(env_id=ENV, **TINY), lazy)
+    payload = learner.payload()
+    with pytest.raises(FileFormatError, match="holds no rounds to go on with"):
+        learner.restore({**payload, "dagger": {**payload["dagger"], "learner": 3}}, "x.pt", None)
+    learner.close()
+    assert aggregation.EXPERT == "expert"
