@@ -146,9 +146,8 @@ class BCAgent:
         config, policy, rule = self.config, self.policy, self._update_rule()
         if self.finished:
             raise ConfigError(f"this student has had its {self.epochs} epochs; make a new agent, or give it a config with more")
+        self._require_patience(dataset)
         training, held_out = self._split(dataset)
-        if config.patience is not None and held_out is None:
-            raise ConfigError("--patience needs episodes to hold out, and the demonstrations are of one episode")
         features, examples = self._examples(training)
         policy.normalizer.fit(features)
         inputs, targets = rule.prepared(policy.normalizer.as_numpy()(features)), rule.prepared(examples)
@@ -213,8 +212,13 @@ class BCAgent:
         return dataset.select(np.sort(order[held_out:])), dataset.select(np.sort(order[:held_out]))
 
     def require_fits(self, dataset: DemoDataset) -> None:
-        """Raise SpaceMismatchError unless the policy can learn from these demonstrations."""
+        """Raise SpaceMismatchError or ConfigError unless the policy can learn from these demonstrations as it is to."""
+        self._require_patience(dataset)
         self._examples(dataset)
+
+    def _require_patience(self, dataset: DemoDataset) -> None:
+        if self.config.patience is not None and dataset.num_episodes == 1:
+            raise ConfigError("--patience needs episodes to hold out, and the demonstrations are of one episode")
 
     def _examples(self, dataset: DemoDataset) -> tuple[np.ndarray, np.ndarray]:
         """Features, shape (B, O), and what the loss learns from, shape (B, …)."""

@@ -66,21 +66,22 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
     dataset = DemoDataset.load(config.demo_path)
-    dataset = dataset.episodes[: config.max_demos]
+    if config.max_demos is not None:
+        dataset = dataset.episodes[: config.max_demos]
     agent, config = _begin(config, dataset, checkpoint)
     agent.require_fits(dataset)
-    files.require_writable()
-    cli.say(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...")
-    if agent.finished:
-        cli.notice(f"the run is finished: it has had its {agent.epochs} epochs")
-        if checkpoint is None or files.complete(checkpoint):
-            return agent
-    fast_path = cli.notice_path(agent.reason_against_fast_path)
-    settings = asdict(config) | {"demonstrations": dataset.fingerprint, "env_id": dataset.metadata.get("env_id")}
-    label = f"{dataset.metadata.get('env_id')}_{config.bc.epochs}"
-    sinks = open_sinks(config.tracking, settings, label, files.folder, agent.epochs)
-    bar = cli.Progress("cloning", config.bc.epochs, "epoch", initial=agent.epochs, quiet=config.quiet)
     with fitting_threads(config.hidden_dims), _judge(config, agent) as judge:
+        files.require_writable()
+        cli.say(f"Cloning {config.demo_path}: {dataset.num_episodes} episodes, {len(dataset)} transitions...")
+        if agent.finished:
+            cli.notice(f"the run is finished: it has had its {agent.epochs} epochs")
+            if checkpoint is None or files.complete(checkpoint):
+                return agent
+        fast_path = cli.notice_path(agent.reason_against_fast_path)
+        settings = asdict(config) | {"demonstrations": dataset.fingerprint, "env_id": dataset.metadata.get("env_id")}
+        label = f"{dataset.metadata.get('env_id')}_{config.bc.epochs}"
+        sinks = open_sinks(config.tracking, settings, label, files.folder, agent.epochs)
+        bar = cli.Progress("cloning", config.bc.epochs, "epoch", initial=agent.epochs, quiet=config.quiet)
         run = Run(
             files,
             settings,
