@@ -405,8 +405,9 @@ class GuardConfig:
     """Learning rate of the actor, while --lr is the critic's."""
     actor_rampup: int = 3
     """Updates over which the actor's learning rate rises to that."""
-    action_std: float = 0.7
-    """Standard deviation of continuous actions at the start, in units of half their range."""
+    action_std: float | None = None
+    """Standard deviation of continuous actions at the start, in units of half their range; None tries which is the largest that
+    leaves the clone a tenth of what it is above a random policy."""
     min_action_std: float = 0.05
     """Least standard deviation."""
     max_action_std: float = 1.0
@@ -425,9 +426,12 @@ class GuardConfig:
     """Evaluations in a row that must be clearly below the clone's for that; what is saved is the best policy all the time."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "actor_lr", "action_std", "min_action_std", "max_action_std")
-        ordered = self.min_action_std <= self.action_std <= self.max_action_std
-        _require(ordered, "action_std", self.action_std, f"between {self.min_action_std} and {self.max_action_std}")
+        _require_positive(self, "actor_lr", "min_action_std", "max_action_std")
+        low, high = self.min_action_std, self.max_action_std
+        _require(low <= high, "min_action_std", low, f"at most --max-action-std {high}")
+        if self.action_std is not None:
+            _require_positive(self, "action_std")
+            _require(low <= self.action_std <= high, "action_std", self.action_std, f"between {low} and {high}")
         _require_positive(self, "gate_patience")
         for name in ("warmup_rollouts", "actor_rampup", "kl_coef", "bc_coef"):
             value = getattr(self, name)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
+_TRIED_EPISODES = 20
+"""Episodes of each standard deviation that is tried."""
 _FIXED_AT_RESUME = ("checkpoint", "env_id", "num_envs", "seed", "eval_episodes", "demo_path")
 
 
@@ -45,6 +47,7 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
     """
     config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
     with _world(config) as (envs, players):
+        config = _with_std(config, student, players)
         tuner = _started(config, student, envs)
         _judged(tuner, config, players)
         for progress in tuner.learn(envs, config.total_timesteps):
@@ -93,7 +96,7 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
     files = RunFiles(config.save_path)
     with contextlib.ExitStack() as stack:
         envs, players = stack.enter_context(_world(config))
-        tuner, config = _begun(config, envs, checkpoint)
+        tuner, config = _begun(config, envs, players, checkpoint)
         agent = tuner.agent
         stack.enter_context(fitting_threads(agent.hidden_dims))
         files.require_writable()
@@ -198,6 +201,23 @@ def _with_seed(config: FinetuneConfig) -> FinetuneConfig:
     return replace(config, seed=fresh_seed() if config.seed is None else config.seed)
 
 
+def _with_std(config: FinetuneConfig, student: Any, players: EpisodePlayers) -> FinetuneConfig:
+    """Return the settings with a standard deviation to begin with, tried out where none is given."""
+    from gymnasium import spaces
+
+    from il_based_rl.algorithms.guarded_ppo import fitting_std
+    from il_based_rl.seeding import start_seeds
+
+    if config.guard.action_std is not None or not isinstance(players.action_space, spaces.Box):
+        return config
+    assert config.seed is not None
+    seeds = list(start_seeds(config.seed, "evaluation in training", min(config.eval_episodes, _TRIED_EPISODES)))
+    std = fitting_std(student, players, seeds, config.guard, config.seed)
+    if not config.quiet:
+        cli.notice(f"actions begin with a standard deviation of {std} of half their range (--action-std sets another)")
+    return replace(config, guard=replace(config.guard, action_std=std))
+
+
 def _started(config: FinetuneConfig, student: Any, envs: Envs) -> GuardedPPO:
     """Return a learner that begins with a student or an expert."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
@@ -229,15 +249,18 @@ def _demos(config: FinetuneConfig, envs: Envs) -> DemoDataset | None:
     return demos
 
 
-def _begun(config: FinetuneConfig, envs: Envs, checkpoint: Checkpoint | None) -> tuple[GuardedPPO, FinetuneConfig]:
+def _begun(
+    config: FinetuneConfig, envs: Envs, players: EpisodePlayers, checkpoint: Checkpoint | None
+) -> tuple[GuardedPPO, FinetuneConfig]:
     """Return a fresh learner or the resumed one, and the settings made complete."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
     from il_based_rl.checkpoint import load_agent
     from il_based_rl.policy import require_spaces
 
     if checkpoint is None:
-        config = _with_seed(config)
-        return _started(config, load_agent(config.checkpoint), envs), config
+        student = load_agent(config.checkpoint)
+        config = _with_std(_with_seed(config), student, players)
+        return _started(config, student, envs), config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,18 @@ from il_based_rl.envs import Envs
 from il_based_rl.errors import FileFormatError
 from il_based_rl.flat_parameters import GroupedAdam
 from il_based_rl.heads import to_tensor
+from il_based_rl.interop import actor_from, disturbed
 from il_based_rl.policy import MLPPolicy, copied, load_parameters, require_counts
 from il_based_rl.ppo_agent import PPOAgent, Progress
+from il_based_rl.rollout import Actor, EpisodePlayers, Teacher
 from il_based_rl.seeding import generator, generator_state, restore_generator, torch_seed
 from il_based_rl.statistics import Estimate, difference
 
 _DEMO_BATCH = 64
+_STDS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.06)
+"""Standard deviations to begin with that are tried, in units of half the action's range."""
+_KEPT_SHARE = 0.1
+"""Of the clone's advantage over a random policy, that it must keep under one of them."""
 
 
 class GuardedPPO:
@@ -90,7 +96,7 @@ class GuardedPPO:
         if critic is not None:
             policy.critic.load_state_dict(critic.state_dict())
         if policy.log_std is not None:
-            policy.log_std.data.fill_(math.log(guard.action_std))
+            policy.log_std.data.fill_(math.log(_stds(guard)[0] if guard.action_std is None else guard.action_std))
         return cls(PPOAgent(policy, ppo, seed=seed, device=device), clone, guard, demos)
 
     @classmethod
@@ -254,3 +260,36 @@ class GuardedPPO:
             return difference(clone, clone, random, paired=True)
         policy.load_state_dict(self.best)
         return margin
+
+
+def _stds(guard: GuardConfig) -> list[float]:
+    """Return the standard deviations to try, the largest first."""
+    return [std for std in _STDS if guard.min_action_std <= std <= guard.max_action_std] or [guard.max_action_std]
+
+
+def fitting_std(clone: Any, players: EpisodePlayers, start_seeds: Sequence[int], guard: GuardConfig, seed: int) -> float:
+    """Return the largest standard deviation to explore with that leaves a clone a tenth of its advantage over random actions.
+
+    Where one wrong action ends an episode (a pendulum that falls), a deviation that is harmless elsewhere leaves nothing of the
+    clone, and PPO begins with episodes from which there is nothing to learn.
+
+    Args:
+        clone: A student, or an expert.
+        players: Where.
+        start_seeds: From where.
+        guard: Bounds the deviation.
+        seed: Of the noise.
+    """
+
+    def mean(actor: Actor | Teacher) -> float:
+        return float(np.mean([episode.total_reward for episode in players.play(actor, start_seeds)]))
+
+    spaces = players.observation_space, players.action_space
+    own = actor_from(clone, *spaces, deterministic=True, random=generator(seed, "action noise"))
+    players.action_space.seed(seed)
+    low, high = mean(lambda situations: np.stack([players.action_space.sample() for _ in situations])), mean(own)
+    for std in _stds(guard):
+        noise = generator(seed, "action noise", 2)
+        if mean(disturbed(own, players.action_space, std, noise)) - low >= _KEPT_SHARE * (high - low):
+            return std
+    return _stds(guard)[-1]

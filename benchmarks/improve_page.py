@@ -1,0 +1,5 @@
+"""The document of `benchmarks.improve`, and its figures."""
+
+
+def write_page(rows):
+    """Write it."""
