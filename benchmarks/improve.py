@@ -29,7 +29,6 @@ from benchmarks.improve_page import write_page
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / ".benchmarks" / "improve"
 RESULTS = Path(__file__).parent / "results" / "improve.jsonl"
-PAGE = ROOT / "docs" / "improve_measured.md"
 SEEDS = range(10, 15)
 """Others than those that the defaults were chosen by, 0 to 2."""
 POINTS, EPISODES = 10, 100
@@ -282,7 +281,7 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             means = [round(float(np.mean(each)), 1) for each in row["returns"]]
             print(row["task"], row["arm"], row["seed"], means, f"{row['seconds']} s", flush=True)
-    write_page(rows)
+    write_page(rows, TASKS, list(WITHOUT))
 
 
 if __name__ == "__main__":
