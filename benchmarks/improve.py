@@ -58,7 +58,6 @@ class Task:
     env_id: str
     steps: int
     """Of every arm."""
-    expert_steps: int
     episodes: int
     """Demonstrated, of which every `stride`-th transition is kept."""
     stride: int
@@ -70,29 +69,23 @@ class Task:
 
 
 TASKS = {
-    "lander": Task(
-        "LunarLanderContinuous-v3", 150_000, 500_000, 3, 2, 45, num_envs=8, n_steps=256, gamma=0.999, gae_lambda=0.98
-    ),
-    "hopper": Task("Hopper-v5", 200_000, 1_000_000, 4, 1, 60),
-    "pendulum": Task("InvertedDoublePendulum-v5", 50_000, 300_000, 6, 1, 150),
-    "cheetah": Task("HalfCheetah-v5", 300_000, 1_000_000, 2, 1, 100),
-    "walker": Task("Walker2d-v5", 300_000, 1_000_000, 4, 1, 60),
+    "lander": Task("LunarLanderContinuous-v3", 150_000, 3, 2, 45, num_envs=8, n_steps=256, gamma=0.999, gae_lambda=0.98),
+    "hopper": Task("Hopper-v5", 200_000, 4, 1, 60),
+    "pendulum": Task("InvertedDoublePendulum-v5", 50_000, 6, 1, 150),
+    "cheetah": Task("HalfCheetah-v5", 300_000, 2, 1, 100),
+    "walker": Task("Walker2d-v5", 300_000, 4, 1, 60),
 }
 FINE_TUNED, ASKED = ("lander", "hopper", "pendulum", "cheetah"), ("hopper", "walker")
 """Tasks of the two questions."""
 
 
 def expert_of(task: Task) -> Path:
-    """Return the task's expert, trained where it is missing."""
+    """Return the task's expert, trained by its preset where it is missing."""
     from il_based_rl.train_ppo import main
 
     path = KEPT / f"{task.env_id}.pt"
     if not path.exists():
-        flags = (
-            f"--env-id {task.env_id} --total-timesteps {task.expert_steps} --num-envs {task.num_envs} --n-steps {task.n_steps}"
-            f" --gamma {task.gamma} --gae-lambda {task.gae_lambda} --lr-schedule linear --seed 1000 --vectorization sync"
-            " --quiet"
-        )
+        flags = f"--env-id {task.env_id} --preset --seed 1000 --vectorization sync --quiet"
         main([*flags.split(), "--save-path", str(path)])
     return path
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "il_based_rl"
 LEVELS = [  # from the bottom; modules on one level never import each other, a room counts as one module
     ["errors"],
     ["functional", "statistics", "seeding", "config", "files", "cli"],
-    ["networks", "spaces", "heads"],
+    ["networks", "spaces", "heads", "presets"],
     ["flat_parameters"],
     ["fused_mlp"],
     ["policy", "dataset", "buffer", "envs", "experiment", "cloning_losses"],

@@ -36,6 +36,11 @@ def asks_for_help(argv: Sequence[str] | None) -> bool:
     return not {"-h", "--help"}.isdisjoint(sys.argv[1:] if argv is None else argv)
 
 
+def has(flag: str, argv: Sequence[str] | None) -> bool:
+    """Whether a flag without a value stands on the command line."""
+    return any(argument.replace("_", "-") == flag for argument in (sys.argv[1:] if argv is None else argv))
+
+
 def given(flag: str, argv: Sequence[str] | None) -> str | None:
     """Return the value that a flag is given on the command line, before anything else of it is judged; None without it."""
     arguments = _spell_out_bare_resume(list(sys.argv[1:] if argv is None else argv))

@@ -196,6 +196,8 @@ class TrainPPOConfig:
     """Where the updates run: cpu, cuda, or cuda:1 and so on."""
     quiet: bool = False
     """Show no progress: neither bars nor lines."""
+    preset: bool = False
+    """Take the settings that are kept for the environment, see `il-rl presets`; flags given beside it win."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -626,6 +628,8 @@ class PipelineConfig:
     """Whether to film expert and student for the report, where that can be done."""
     quiet: bool = False
     """Show no progress: neither bars nor lines."""
+    preset: bool = False
+    """Train the expert by the settings that are kept for the environment, see `il-rl presets`; flags given beside it win."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -687,6 +691,14 @@ class VideoConfig:
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require(Path(self.save_path).suffix == ".mp4", "save_path", self.save_path, "a path that ends in .mp4")
+
+
+@dataclass(frozen=True)
+class PresetsConfig:
+    """Settings of `il-rl presets`."""
+
+    env_id: Positional[str | None] = None
+    """Gymnasium environment ID; None lists all."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from il_based_rl.config import (
     TrainConfig,
     TrainPPOConfig,
 )
+from il_based_rl.presets import with_preset
 
 if TYPE_CHECKING:
     from il_based_rl.comparison import Comparison
@@ -27,7 +29,15 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl pipeline`."""
     description = "Train an expert, collect its demonstrations, clone a student, improve it if wished, and compare them."
-    cli.run(lambda: pipeline(cli.parse(PipelineConfig(), argv, prog="il-rl pipeline", description=description)))
+
+    def command() -> None:
+        defaults = PipelineConfig()
+        if cli.has("--preset", argv):
+            steps = with_preset(TrainPPOConfig(), cli.given("--env-id", argv) or defaults.env_id).total_timesteps
+            defaults = replace(defaults, ppo_timesteps=steps)
+        pipeline(cli.parse(defaults, argv, prog="il-rl pipeline", description=description))
+
+    cli.run(command)
 
 
 def pipeline(config: PipelineConfig) -> Comparison:
@@ -48,7 +58,8 @@ def pipeline(config: PipelineConfig) -> Comparison:
     expert, demos, bc = str(policies["expert"]), str(demo_path), BCConfig(epochs=config.bc_epochs)
     common: dict[str, Any] = {"seed": config.seed, "quiet": config.quiet}
     tracked = common | {"tracking": config.tracking}
-    train_ppo(TrainPPOConfig(config.env_id, total_timesteps=config.ppo_timesteps, save_path=expert, **tracked))
+    usual = with_preset(TrainPPOConfig(), config.env_id) if config.preset else TrainPPOConfig(config.env_id)
+    train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **tracked))
     collect(CollectConfig(config.env_id, expert, num_episodes=config.num_demo_episodes, save_path=demos, **common))
     train(TrainConfig(demos, save_path=str(policies["student"]), bc=bc, **tracked))
     if config.dagger:

@@ -12,6 +12,7 @@ from il_based_rl import cli
 from il_based_rl.config import PPOConfig, TrackingConfig, TrainPPOConfig, require_types
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
 from il_based_rl.experiment import Checkpoint, is_own, require_trusted, resumed_checkpoint
+from il_based_rl.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
     from il_based_rl.envs import Envs
@@ -32,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if resume is not None and not cli.asks_for_help(argv):
             checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
             defaults = _own_settings(checkpoint, defaults, cli.given("--env-id", argv))
+        elif cli.has("--preset", argv):
+            defaults = with_preset(defaults, cli.given("--env-id", argv) or defaults.env_id)
         config = cli.parse(defaults, argv, prog="il-rl train-ppo", description="Train an expert with PPO.")
+        if config.env_id in PRESETS and not config.preset and checkpoint is None:
+            cli.notice(f"settings that make an expert of {config.env_id} are kept: --preset takes them")
         train_ppo(config, checkpoint)
 
     cli.run(command)

@@ -1,0 +1,102 @@
+"""Settings of PPO that make an expert, by environment: `il-rl train-ppo --env-id Hopper-v5 --preset`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from il_based_rl import cli
+from il_based_rl.config import PPOConfig, PresetsConfig, TrainPPOConfig
+from il_based_rl.errors import ConfigError
+
+_ROLLOUTS = {
+    "num_envs": (4, "a rollout shows several episodes"),
+    "n_steps": (512, "2,048 steps a rollout, as one environment has by default"),
+}
+_ANNEALED = {"lr_schedule": ("linear", "large steps at first, none that undo what was learned at the end")}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What differs from the defaults, and what came of it."""
+
+    settings: Mapping[str, tuple[Any, str]]
+    """Values by the name of their flag, each with its reason."""
+    expected: str
+    """Mean return of one expert that was trained so, from 500 start states."""
+
+
+PRESETS = {
+    "HalfCheetah-v5": Preset(
+        {"total_timesteps": (1_000_000, "rises to the end, slowly from half of it on"), **_ROLLOUTS, **_ANNEALED},
+        "EXPECT-HalfCheetah-v5",
+    ),
+    "Hopper-v5": Preset(
+        {
+            "total_timesteps": (1_000_000, "runs from half of it on; the rest makes it steady"),
+            **_ROLLOUTS,
+            **_ANNEALED,
+        },
+        "EXPECT-Hopper-v5",
+    ),
+    "InvertedDoublePendulum-v5": Preset(
+        {"total_timesteps": (300_000, "balances from 80,000 on, safely from 250,000 on"), **_ROLLOUTS, **_ANNEALED},
+        "EXPECT-InvertedDoublePendulum-v5",
+    ),
+    "LunarLanderContinuous-v3": Preset(
+        {
+            "total_timesteps": (500_000, "at its best from 200,000 on; the rest is a reserve"),
+            "num_envs": (8, "a rollout shows several landings"),
+            "n_steps": (256, "2,048 steps a rollout, as one environment has by default"),
+            "gamma": (0.999, "the landing that is worth most comes hundreds of steps later"),
+            "gae_lambda": (0.98, "the same"),
+            **_ANNEALED,
+        },
+        "EXPECT-LunarLanderContinuous-v3",
+    ),
+    "Walker2d-v5": Preset(
+        {"total_timesteps": (1_000_000, "still rising at half of it"), **_ROLLOUTS, **_ANNEALED},
+        "EXPECT-Walker2d-v5",
+    ),
+}
+"""By environment ID."""
+
+_OF_PPO = {field.name for field in dataclasses.fields(PPOConfig)}
+
+
+def with_preset(config: TrainPPOConfig, env_id: str) -> TrainPPOConfig:
+    """Return settings with an environment's preset.
+
+    Raises:
+        ConfigError: There is none; those that there are are named.
+    """
+    if env_id not in PRESETS:
+        raise ConfigError(f"there is no preset for {env_id}; there are presets for {', '.join(PRESETS)}")
+    values = {name: value for name, (value, _) in PRESETS[env_id].settings.items()}
+    ppo = replace(config.ppo, **{name: value for name, value in values.items() if name in _OF_PPO})
+    others = {name: value for name, value in values.items() if name not in _OF_PPO}
+    return replace(config, env_id=env_id, preset=True, ppo=ppo, **others)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `il-rl presets`."""
+    description = "List the settings of PPO that are kept for environments, and what came of them."
+    cli.run(lambda: list_presets(cli.parse(PresetsConfig(), argv, prog="il-rl presets", description=description)))
+
+
+def list_presets(config: PresetsConfig) -> None:
+    """Print presets: of one environment, or of all."""
+    if config.env_id is not None:
+        with_preset(TrainPPOConfig(), config.env_id)
+    for env_id, preset in PRESETS.items():
+        if config.env_id in (None, env_id):
+            cli.say(f"{env_id}: mean return {preset.expected}")
+            for name, (value, reason) in preset.settings.items():
+                flag = f"--{name.replace('_', '-')} {value}"
+                cli.say(f"  {flag:<28}{reason}")
+
+
+if __name__ == "__main__":
+    main()
