@@ -54,7 +54,7 @@ def test_without_it_the_promised_defaults_stay_and_a_notice_says_that_there_is_o
 )
 def test_an_environment_without_one_is_told_which_have_one(command, capsys):
     with pytest.raises(SystemExit) as leaving:
-        main([*command.split(), "CartPole-v1"])
+        main(command.split())
     assert leaving.value.code == 2
     assert "there is no preset for CartPole-v1; there are presets for HalfCheetah-v5, Hopper-v5" in capsys.readouterr().err
 
