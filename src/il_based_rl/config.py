@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
 
 from il_based_rl.errors import ConfigError
+
+Settings = TypeVar("Settings")
 
 MAX_WIDTH = 65_536
 """Widest hidden layer; a typing error beyond it would ask for more memory than there is."""
@@ -54,6 +57,23 @@ def require_types(settings: object) -> None:
             require_types(value)
         elif not _is_of(value, kind):
             raise ConfigError(f"the setting {name} is a {type(value).__name__}, which it cannot be")
+
+
+def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
+    """Build settings again from what `dataclasses.asdict` made of them; a file may hold anything in their place.
+
+    Raises:
+        ConfigError, KeyError, TypeError, AttributeError: It is none of this kind's.
+    """
+    kinds, values = get_type_hints(kind), dict(plain)
+    for name, value in values.items():
+        if is_dataclass(kinds[name]):
+            values[name] = from_plain(kinds[name], value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    settings = kind(**values)
+    require_types(settings)
+    return settings
 
 
 def _is_of(value: object, kind: Any) -> bool:

@@ -8,9 +8,16 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
-from il_based_rl.config import BCConfig, TrackingConfig, TrainConfig, require_types
-from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
-from il_based_rl.experiment import Checkpoint, is_own, require_trusted, resumed_checkpoint
+from il_based_rl.config import TrainConfig
+from il_based_rl.errors import ResumeError, TimeIsUp
+from il_based_rl.experiment import (
+    Checkpoint,
+    own_settings,
+    require_trusted,
+    require_unchanged,
+    resumed_checkpoint,
+    stored_settings,
+)
 
 if TYPE_CHECKING:
     from il_based_rl.agent import BCAgent
@@ -149,12 +156,7 @@ def _begin(config: TrainConfig, dataset: DemoDataset, checkpoint: Checkpoint | N
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
-    for name in _FIXED_AT_RESUME:
-        if getattr(stored, name) != getattr(config, name):
-            raise ResumeError(
-                f"{path} was trained with {name} {getattr(stored, name)}, not {getattr(config, name)}; "
-                "leave the flag out, or start afresh without --resume"
-            )
+    require_unchanged(path, stored, config, _FIXED_AT_RESUME)
     if payload["run"]["settings"].get("demonstrations") != dataset.fingerprint:
         raise ResumeError(f"{config.demo_path} holds other demonstrations than those that {path} was trained on")
     return BCAgent.from_payload(payload, path, config.hidden_dims, device=config.device), config
@@ -165,9 +167,7 @@ def _own_settings(checkpoint: Checkpoint, defaults: TrainConfig, eval_env_id: st
     stored = _stored_settings(checkpoint)
     if stored.eval_env_id is not None:
         require_trusted(checkpoint[0], stored.eval_env_id, eval_env_id, "--eval-env-id")
-    if not is_own(checkpoint[0], stored.save_path):
-        return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
-    return stored
+    return own_settings(checkpoint, stored, defaults)
 
 
 def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:
@@ -175,16 +175,7 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainConfig:
     path, payload = checkpoint
     if payload.get("kind") != "bc":
         raise ResumeError(f"{path} holds a {payload.get('kind')} agent, not a student that train can go on with")
-    try:
-        settings = {name: x for name, x in payload["run"]["settings"].items() if name not in ("demonstrations", "env_id")}
-        parts = {"bc": BCConfig(**settings["bc"]), "tracking": TrackingConfig(**settings["tracking"])}
-        config = TrainConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
-        require_types(config)
-        return config
-    except UserError:
-        raise
-    except Exception as error:  # what a foreign file holds may be wrong in any way
-        raise FileFormatError(f"{path} holds no settings that train can go on with: {error}") from error
+    return stored_settings(checkpoint, TrainConfig, "train", beside=("demonstrations", "env_id"))
 
 
 def _line(epoch: int, metrics: dict[str, float]) -> str:

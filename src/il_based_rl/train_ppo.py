@@ -9,9 +9,16 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
-from il_based_rl.config import PPOConfig, TrackingConfig, TrainPPOConfig, require_types
+from il_based_rl.config import TrainPPOConfig, from_plain
 from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
-from il_based_rl.experiment import Checkpoint, is_own, require_trusted, resumed_checkpoint
+from il_based_rl.experiment import (
+    Checkpoint,
+    own_settings,
+    require_trusted,
+    require_unchanged,
+    resumed_checkpoint,
+    stored_settings,
+)
 from il_based_rl.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
@@ -153,13 +160,8 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
     fixed = _FIXED_AT_RESUME if payload["run"] else ("hidden_dims", "seed")  # an agent saved by itself knows no more
-    pairs = [(name, getattr(stored, name), getattr(config, name)) for name in fixed]
-    pairs += [(name, getattr(stored.ppo, name), getattr(config.ppo, name)) for name in ("normalize_obs", "normalize_reward")]
-    for name, before, now in pairs:
-        if before != now:
-            raise ResumeError(
-                f"{path} was trained with {name} {before}, not {now}; leave the flag out, or start afresh without --resume"
-            )
+    require_unchanged(path, stored, config, fixed)
+    require_unchanged(path, stored.ppo, config.ppo, ("normalize_obs", "normalize_reward"))
     agent = PPOAgent.from_payload(payload, path, config.hidden_dims, device=config.device)
     agent.config = config.ppo
     require_spaces(agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
@@ -167,15 +169,10 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
 
 
 def _own_settings(checkpoint: Checkpoint, defaults: TrainPPOConfig, env_id: str | None) -> TrainPPOConfig:
-    """Return what the command line may leave out: as in the run that wrote a checkpoint, as far as a file may decide that.
-
-    A file from elsewhere does not choose what is overwritten, what is sent to others, nor which module is imported.
-    """
+    """Return what the command line may leave out; a file does not choose which module is imported."""
     stored = _stored_settings(checkpoint)
     require_trusted(checkpoint[0], stored.env_id, env_id)
-    if not is_own(checkpoint[0], stored.save_path):
-        return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
-    return stored
+    return own_settings(checkpoint, stored, defaults)
 
 
 def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
@@ -183,17 +180,12 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
     path, payload = checkpoint
     if payload.get("kind") != "ppo":
         raise ResumeError(f"{path} holds a {payload.get('kind')} agent, not an expert that train-ppo can go on with")
+    run = payload.get("run")
+    if not isinstance(run, dict) or "settings" in run:
+        return stored_settings(checkpoint, TrainPPOConfig, "train-ppo")
     try:
-        settings = payload["run"].get("settings")
-        if settings is None:
-            own = {"hidden_dims": tuple(payload["architecture"]["hidden_dims"]), "seed": payload["training"]["seed"]}
-            config = TrainPPOConfig(ppo=PPOConfig(**payload["training"]["config"]), **own)
-            require_types(config)
-            return config
-        parts = {"ppo": PPOConfig(**settings["ppo"]), "tracking": TrackingConfig(**settings["tracking"])}
-        config = TrainPPOConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
-        require_types(config)
-        return config
+        own = {"hidden_dims": payload["architecture"]["hidden_dims"], "seed": payload["training"]["seed"]}
+        return from_plain(TrainPPOConfig, own | {"ppo": payload["training"]["config"]})
     except UserError:
         raise
     except Exception as error:  # what a foreign file holds may be wrong in any way

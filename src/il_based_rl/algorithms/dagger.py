@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
-from il_based_rl.config import BCConfig, DaggerConfig, TrackingConfig, require_types
-from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
-from il_based_rl.experiment import Checkpoint, is_own, require_trusted, resumed_checkpoint
+from il_based_rl.config import DaggerConfig
+from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp
+from il_based_rl.experiment import (
+    Checkpoint,
+    own_settings,
+    require_trusted,
+    require_unchanged,
+    resumed_checkpoint,
+    stored_settings,
+)
 
 if TYPE_CHECKING:
     from il_based_rl.agent import BCAgent
@@ -215,12 +222,7 @@ def _going_on(config: DaggerConfig, checkpoint: Checkpoint) -> DaggerConfig:
     """Return the settings of a resumed run made complete."""
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
-    for name in _FIXED_AT_RESUME:
-        if getattr(stored, name) != getattr(config, name):
-            raise ResumeError(
-                f"{checkpoint[0]} was begun with {name} {getattr(stored, name)}, not {getattr(config, name)}; "
-                "leave the flag out, or start afresh without --resume"
-            )
+    require_unchanged(checkpoint[0], stored, config, _FIXED_AT_RESUME)
     return config
 
 
@@ -228,26 +230,14 @@ def _own_settings(checkpoint: Checkpoint, defaults: DaggerConfig, env_id: str | 
     """Return what the command line may leave out: see `train_ppo`."""
     stored = _stored_settings(checkpoint)
     require_trusted(checkpoint[0], stored.env_id, env_id)
-    if not is_own(checkpoint[0], stored.save_path):
-        return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
-    return stored
+    return own_settings(checkpoint, stored, defaults)
 
 
 def _stored_settings(checkpoint: Checkpoint) -> DaggerConfig:
     """Return the settings of the run that wrote a checkpoint."""
-    path, payload = checkpoint
-    if "dagger" not in payload:
-        raise ResumeError(f"{path} is no checkpoint of dagger")
-    try:
-        settings = payload["run"]["settings"]
-        parts = {"bc": BCConfig(**settings["bc"]), "tracking": TrackingConfig(**settings["tracking"])}
-        config = DaggerConfig(**{**settings, **parts, "hidden_dims": tuple(settings["hidden_dims"]), "resume": None})
-        require_types(config)
-        return config
-    except UserError:
-        raise
-    except Exception as error:  # what a foreign file holds may be wrong in any way
-        raise FileFormatError(f"{path} holds no settings that dagger can go on with: {error}") from error
+    if "dagger" not in checkpoint[1]:
+        raise ResumeError(f"{checkpoint[0]} is no checkpoint of dagger")
+    return stored_settings(checkpoint, DaggerConfig, "dagger")
 
 
 def _line(learner_round: int, queries: int, metrics: dict[str, float]) -> str:

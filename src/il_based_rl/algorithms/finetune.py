@@ -9,9 +9,16 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
-from il_based_rl.config import FinetuneConfig, GuardConfig, PPOConfig, TrackingConfig, require_types
-from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
-from il_based_rl.experiment import Checkpoint, is_own, require_trusted, resumed_checkpoint
+from il_based_rl.config import FinetuneConfig
+from il_based_rl.errors import ResumeError, TimeIsUp
+from il_based_rl.experiment import (
+    Checkpoint,
+    own_settings,
+    require_trusted,
+    require_unchanged,
+    resumed_checkpoint,
+    stored_settings,
+)
 
 if TYPE_CHECKING:
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
@@ -264,12 +271,7 @@ def _begun(
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
-    for name in _FIXED_AT_RESUME:
-        if getattr(stored, name) != getattr(config, name):
-            raise ResumeError(
-                f"{path} was fine-tuned with {name} {getattr(stored, name)}, not {getattr(config, name)}; "
-                "leave the flag out, or start afresh without --resume"
-            )
+    require_unchanged(path, stored, config, _FIXED_AT_RESUME)
     demos = _demos(config, envs)
     tuner = GuardedPPO.from_payload(payload, path, config.guard, config.ppo, device=config.device, demos=demos)
     require_spaces(tuner.agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
@@ -280,30 +282,14 @@ def _own_settings(checkpoint: Checkpoint, defaults: FinetuneConfig, env_id: str 
     """Return what the command line may leave out: see `train_ppo`."""
     stored = _stored_settings(checkpoint)
     require_trusted(checkpoint[0], stored.env_id, env_id)
-    if not is_own(checkpoint[0], stored.save_path):
-        return replace(stored, save_path=defaults.save_path, tracking=defaults.tracking)
-    return stored
+    return own_settings(checkpoint, stored, defaults)
 
 
 def _stored_settings(checkpoint: Checkpoint) -> FinetuneConfig:
     """Return the settings of the run that wrote a checkpoint."""
-    path, payload = checkpoint
-    if "finetune" not in payload:
-        raise ResumeError(f"{path} is no checkpoint of finetune; give it as --checkpoint to begin from")
-    try:
-        settings = payload["run"]["settings"]
-        parts = {
-            "guard": GuardConfig(**settings["guard"]),
-            "ppo": PPOConfig(**settings["ppo"]),
-            "tracking": TrackingConfig(**settings["tracking"]),
-        }
-        config = FinetuneConfig(**{**settings, **parts, "resume": None})
-        require_types(config)
-        return config
-    except UserError:
-        raise
-    except Exception as error:  # what a foreign file holds may be wrong in any way
-        raise FileFormatError(f"{path} holds no settings that finetune can go on with: {error}") from error
+    if "finetune" not in checkpoint[1]:
+        raise ResumeError(f"{checkpoint[0]} is no checkpoint of finetune; give it as --checkpoint to begin from")
+    return stored_settings(checkpoint, FinetuneConfig, "finetune")
 
 
 def _line(step: int, metrics: dict[str, float]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from il_based_rl.cli import LATEST
-from il_based_rl.errors import ResumeError
+from il_based_rl.config import Settings, from_plain
+from il_based_rl.errors import FileFormatError, ResumeError, UserError
 
 Checkpoint = tuple[Path, dict[str, Any]]
 """A checkpoint's path, and what was read from it."""
@@ -40,3 +43,48 @@ def is_own(path: Path, save_path: str) -> bool:
     from il_based_rl.experiment.run import RunFiles
 
     return RunFiles(save_path).holds(path)
+
+
+def stored_settings(checkpoint: Checkpoint, kind: type[Settings], command: str, beside: Sequence[str] = ()) -> Settings:
+    """Return the settings of the run that wrote a checkpoint.
+
+    Args:
+        checkpoint: Its path, and what was read from it.
+        kind: Of the settings.
+        command: Whose they are, for the message.
+        beside: Names that the run kept with them, and that are none.
+
+    Raises:
+        FileFormatError: There are none, or they are damaged.
+        ConfigError: One of them is out of range.
+    """
+    path, payload = checkpoint
+    try:
+        settings = {name: value for name, value in payload["run"]["settings"].items() if name not in beside}
+        return from_plain(kind, settings | {"resume": None})
+    except UserError:
+        raise
+    except Exception as error:  # what a foreign file holds may be wrong in any way
+        raise FileFormatError(f"{path} holds no settings that {command} can go on with: {error}") from error
+
+
+def own_settings(checkpoint: Checkpoint, stored: Settings, defaults: Settings) -> Settings:
+    """Return what the command line may leave out when a run is resumed: as in the run, as far as a file may decide that.
+
+    A file from elsewhere does not choose what is overwritten, nor what is sent to others.
+    """
+    run: Any = stored
+    if is_own(checkpoint[0], run.save_path):
+        return stored
+    usual: Any = defaults
+    return replace(run, save_path=usual.save_path, tracking=usual.tracking)
+
+
+def require_unchanged(path: Path, stored: Any, config: Any, names: Sequence[str]) -> None:
+    """Raise ResumeError if one of these settings is not as in the run that is resumed."""
+    for name in names:
+        before, now = getattr(stored, name), getattr(config, name)
+        if before != now:
+            raise ResumeError(
+                f"{path} was trained with {name} {before}, not {now}; leave the flag out, or start afresh without --resume"
+            )
