@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from il_based_rl.experiment.run import TIME_FIELDS
 from il_based_rl.files import read_checkpoint, read_rows
 from il_based_rl.pipeline import pipeline
 from il_based_rl.ppo_agent import PPOAgent
-from il_based_rl.report.demos_needed import demos_needed
+from il_based_rl.report.demos_needed import Point, _conclusion, demos_needed
 from il_based_rl.seeding import start_seeds
+from il_based_rl.statistics import Estimate
 
 ENV = "Pendulum-v1"
 
@@ -108,7 +110,9 @@ def test_only_the_first_demonstrations_are_used_if_told_so(capsys):
     main(f"{TRAIN} --epochs 1 --max-demos 2".split())
     assert "Cloning d.npz: 2 episodes, 400 transitions..." in capsys.readouterr().out
     main(f"{TRAIN} --epochs 1 --max-demos 99".split())
-    assert "6 episodes" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "6 episodes" in told.out
+    assert "d.npz holds no more than 6 episodes; all are used" in told.err
     assert "--max-demos must be above 0" in refused(f"{TRAIN} --max-demos 0", capsys)
 
 
@@ -185,6 +189,31 @@ def test_bad_input_is_refused_and_leaves_no_file(flags, says, capsys):
     assert not list(Path("n").rglob("*")) if Path("n").exists() else True
 
 
+def points(*intervals):
+    return [Point(2**k, 100.0 * 2**k, [low, high], low, high) for k, (low, high) in enumerate(intervals)]
+
+
+@pytest.mark.parametrize(
+    ("intervals", "says"),
+    [
+        ([(0.0, 3.0), (4.0, 9.0), (7.0, 9.0)], "From 2 demonstrations on, the students' interval meets"),
+        ([(0.0, 9.0), (4.0, 7.0), (7.0, 9.0)], "From 4 demonstrations on, the students' interval meets"),
+        ([(0.0, 9.0), (4.0, 7.0)], "No number of demonstrations gave students whose interval meets"),
+        ([(0.0, math.nan), (4.0, 9.0)], "How many are enough cannot be told without intervals"),
+    ],
+)
+def test_enough_is_from_where_on_all_intervals_meet_the_demonstrators(intervals, says):
+    assert _conclusion(points(*intervals), Estimate(10.0, 8.0, 12.0)).startswith(says)
+
+
+def test_one_demonstrator_gives_no_interval_to_meet():
+    assert "cannot be told" in _conclusion(points((0.0, 9.0)), Estimate(10.0, math.nan, math.nan))
+
+
+def test_one_demonstration_leaves_nothing_for_patience(capsys):
+    assert "--patience needs episodes to hold out" in refused(f"{NEEDED} --patience 1 --counts 1 2", capsys)
+
+
 # ---- the pipeline ----
 
 
@@ -202,7 +231,7 @@ def test_the_pipeline_goes_on_with_dagger_and_fine_tuning(capsys):
     ]
     dagger, finetuned = read_checkpoint("p/checkpoints/dagger_student.pt"), read_checkpoint("p/checkpoints/finetuned.pt")
     assert dagger["run"]["settings"]["demo_path"] == "p/demos/ppo_expert_demos.npz"
-    assert dagger["dagger"]["queries"] == 400 + 2000
+    assert dagger["training"]["env_steps"] == 400 + 2000
     assert finetuned["run"]["settings"]["checkpoint"] == "p/checkpoints/dagger_student.pt"
     printed = capsys.readouterr().out
     assert "| fine-tuned student |" in printed

@@ -19,7 +19,7 @@ from il_based_rl.checkpoint import load_agent
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, DaggerConfig
 from il_based_rl.dataset import DemoDataset
-from il_based_rl.errors import ConfigError, EnvironmentFaultError, FileFormatError, SpaceMismatchError
+from il_based_rl.errors import ConfigError, EnvironmentFaultError, FileFormatError, FileWriteError, SpaceMismatchError
 from il_based_rl.evaluate import evaluate_policy
 from il_based_rl.experiment.run import TIME_FIELDS
 from il_based_rl.files import read_checkpoint, read_rows, write_checkpoint
@@ -86,10 +86,10 @@ def test_students_see_the_states_that_their_own_actions_lead_to():
 
 
 def test_the_experts_share_falls_from_round_to_round():
-    _, seen = learned(rounds=4, round_steps=1000, expert_decay=0.5)
+    _, seen = learned(rounds=4, round_steps=1000, expert_share=0.8, expert_decay=0.5)
     shares = [progress.metrics["expert_acted"] for progress, _ in seen]
     assert shares[0] == 1.0
-    assert shares[1:] == pytest.approx([0.5, 0.25, 0.125], abs=0.05)
+    assert shares[1:] == pytest.approx([0.8, 0.4, 0.2], abs=0.05)
 
 
 def test_every_round_starts_from_states_of_its_own():
@@ -116,7 +116,7 @@ def test_no_more_questions_are_asked_than_allowed(budget, expected):
     queries = [progress.queries for progress in learner.learn()]
     learner.close()
     assert queries == expected
-    assert len(asked) == expected[-1] == len(learner.dataset)
+    assert len(asked) == expected[-1] == len(learner.asked)
     assert learner.finished
 
 
@@ -129,8 +129,9 @@ def test_what_is_cut_counts_as_truncated_and_not_as_terminated():
 
 
 def test_memory_is_bounded_and_the_last_round_is_kept():
-    _, seen = learned(rounds=5, round_steps=400, memory=1000)
+    learner, seen = learned(rounds=5, round_steps=400, memory=1000)
     assert [len(dataset) for _, dataset in seen] == [400, 800, 1000, 1000, 1000]
+    assert len(learner.asked) == 2000
     for k, (_, dataset) in enumerate(seen[2:], 2):
         assert (dataset.acted_by[-400:] == k).all()
         assert len({*dataset.acted_by}) > 2  # older rounds, drawn at random, are there too
@@ -143,9 +144,54 @@ def test_a_memory_smaller_than_a_round_holds_that_round():
 
 
 def test_it_stops_when_a_student_is_good_enough():
-    learner, seen = learned(rounds=9, round_steps=100, stop_at=-1000.0)
-    assert len(seen) == 1
-    assert learner.best_share >= -1000.0
+    learner = Aggregation(DaggerConfig(env_id=ENV, rounds=9, round_steps=100, stop_at=-1.0, **TINY), lazy)
+    learner.ends = (-1500.0, -200.0)
+    (progress,) = learner.learn()
+    learner.close()
+    share = (progress.metrics["eval_reward"] + 1500.0) / 1300.0
+    assert progress.metrics["share_of_expert"] == pytest.approx(share)
+    assert share >= -1.0
+
+
+def test_the_best_student_is_the_one_of_the_highest_return_even_if_the_expert_is_none(capsys):
+    # An expert that pushes the pendulum round is worse than random actions, so that a share of its advantage means nothing.
+    def pushes(obs):
+        return np.float32([2.0])
+
+    learner = Aggregation(DaggerConfig(env_id=ENV, rounds=3, round_steps=200, stop_at=0.5, **TINY), pushes)
+    learner.ends = (-100.0, -200.0)
+    returns = [progress.metrics["eval_reward"] for progress in learner.learn()]
+    learner.close()
+    assert len(returns) == 3
+    assert learner.share is None
+    assert learner.best_mean == max(returns)
+    assert learner.best["training"]["epochs"] == 2
+
+
+def test_an_expert_that_is_not_above_a_random_policy_is_named(capsys):
+    learner = Aggregation(DaggerConfig(env_id="MountainCar-v0", rounds=1, round_steps=50, **TINY), lambda obs: 1)
+    (progress,) = learner.learn()
+    learner.close()
+    assert "share_of_expert" not in progress.metrics
+    assert "the expert returns -200.00 here, a random policy -200.00: which share" in capsys.readouterr().err
+
+
+def test_one_long_episode_is_cloned_whole_although_patience_holds_episodes_out():
+    _, seen = learned(rounds=2, round_steps=100, bc=BCConfig(epochs=2, patience=1))
+    assert len(seen) == 2
+
+
+def test_a_loss_of_distributions_needs_an_expert_and_demonstrations_that_tell_them():
+    settings = {"bc": BCConfig(epochs=1, loss="kl")}
+    with pytest.raises(SpaceMismatchError, match="this expert does not tell it"):
+        learned(**settings)
+    with EpisodePlayers(ENV, 1) as players:
+        tells = PPOAgent.for_spaces(players.observation_space, players.action_space, hidden_dims=(8,), seed=0)
+        silent = BCAgent.for_spaces(players.observation_space, players.action_space, hidden_dims=(8,), seed=0)
+    with pytest.raises(SpaceMismatchError, match="this expert does not tell it"):
+        learned(silent, **settings)
+    with pytest.raises(SpaceMismatchError, match="the demonstrations do not hold it"):
+        learned(tells, demos=collect_demos(ENV, lazy, 1, quiet=True), **settings)
 
 
 # ---- students ----
@@ -168,10 +214,10 @@ def test_a_warm_start_goes_on_from_the_last_student_and_a_cold_one_does_not(monk
 
 
 def test_the_best_student_is_what_is_returned(monkeypatch):
-    shares = iter([(1.0, 0.1), (3.0, 0.8), (2.0, 0.5)])
-    monkeypatch.setattr(Aggregation, "_judged", lambda self: next(shares))
+    means = iter([1.0, 3.0, 2.0])
+    monkeypatch.setattr(Aggregation, "_judged", lambda self: next(means))
     after_two = learned(rounds=2, round_steps=100)[0].agent.policy.state_dict()
-    shares = iter([(1.0, 0.1), (3.0, 0.8), (2.0, 0.5)])
+    means = iter([1.0, 3.0, 2.0])
     student, dataset = dagger(lazy, ENV, rounds=3, round_steps=100, **TINY)
     assert all(torch.equal(one, after_two[name]) for name, one in student.policy.state_dict().items())
     assert len(dataset) == 300
@@ -265,6 +311,18 @@ def test_noise_is_a_number(noise):
         collect_demos(ENV, lazy, 1, action_noise=noise)
 
 
+def test_noise_on_discrete_actions_is_a_probability():
+    with pytest.raises(ConfigError, match="a probability for discrete actions, at most 1, got 20"):
+        collect_demos("CartPole-v1", lambda obs: 0, 1, action_noise=20.0, quiet=True)
+
+
+def test_demonstrations_may_name_their_environment_with_its_module_or_without(aggregated):
+    with EpisodePlayers(ENV, 1) as players:
+        spaces = (players.observation_space, players.action_space)
+    aggregated.require_env(f"some.module:{ENV}", *spaces)
+    replace(aggregated, metadata={**aggregated.metadata, "env_id": f"some.module:{ENV}"}).require_env(ENV, *spaces)
+
+
 def test_noise_asks_for_as_many_actions_as_there_are_situations():
     with EpisodePlayers(ENV, 1) as players:
         actor = disturbed(
@@ -326,16 +384,16 @@ def test_the_command_writes_a_student_and_demonstrations_that_every_other_comman
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"DAgger on {ENV}: expert.pt is asked in 4 rounds of 100 steps..."
     assert [line[:19] for line in printed[1:5]] == [f"[{100 * k:>8}] round {k}:" for k in range(1, 5)]
-    assert printed[-3].startswith("From 3 start states never seen before, the best student keeps ")
-    assert printed[-2:] == ["Demonstrations saved to c/s/demos_004.npz", "Student saved to c/s.pt"]
+    assert printed[-3].startswith("From 3 start states never seen before, the best student ")
+    assert printed[-2:] == ["Demonstrations saved to c/s/demos.npz", "Student saved to c/s.pt"]
     assert isinstance(load_agent("c/s.pt"), BCAgent)
-    assert len(DemoDataset.load("c/s/demos_004.npz")) == 400
+    assert len(DemoDataset.load("c/s/demos.npz")) == 400
     main(f"evaluate --env-id {ENV} --checkpoint c/s.pt --num-episodes 2".split())
     main(
         [
             "train",
             "--demo-path",
-            "c/s/demos_004.npz",
+            "c/s/demos.npz",
             "--epochs",
             "1",
             "--loss",
@@ -355,7 +413,7 @@ def test_the_command_writes_a_student_and_demonstrations_that_every_other_comman
 @pytest.mark.usefixtures("expert")
 @pytest.mark.parametrize("place", ["_played", "_cloned", "_judged"])
 @pytest.mark.parametrize("nth", [1, 3])
-@pytest.mark.parametrize("flags", ["", "--memory 150 --query-budget 350 --expert-decay 0.5", "--no-warm-start --loss nll"])
+@pytest.mark.parametrize("flags", ["", "--memory 150 --query-budget 350 --expert-share 0.5", "--no-warm-start --loss nll"])
 def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(place, nth, flags, monkeypatch):
     main([*RUN.split(), *flags.split()])
     whole, rows = read_checkpoint("c/s.pt"), read_rows("c/s/metrics.jsonl")
@@ -380,8 +438,7 @@ def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(place, 
         assert all(torch.equal(one, theirs[name]) for name, one in mine.items())
     again = read_rows("d/s/metrics.jsonl")
     assert [row | dict.fromkeys(TIME_FIELDS, 0) for row in again] == [row | dict.fromkeys(TIME_FIELDS, 0) for row in rows]
-    last = sorted(Path("c/s").glob("demos_*.npz"))[-1].name
-    assert DemoDataset.load(f"c/s/{last}").fingerprint == DemoDataset.load(f"d/s/{last}").fingerprint
+    assert DemoDataset.load("c/s/demos.npz").fingerprint == DemoDataset.load("d/s/demos.npz").fingerprint
 
 
 @pytest.mark.usefixtures("expert")
@@ -402,7 +459,7 @@ def test_a_kill_between_the_data_set_and_its_checkpoint_loses_nothing(monkeypatc
         patched.setattr(Run, "checkpoint", struck)
         with pytest.raises(SystemExit):
             main(RUN.replace("c/s.pt", "d/s.pt").split())
-    assert Path("d/s/demos_002.npz").exists()
+    assert len(DemoDataset.load("d/s/demos.npz")) == 200
     assert read_checkpoint("d/s.pt")["dagger"]["round"] == 1
     main(["dagger", "--resume", "--save-path", "d/s.pt"])
     assert repr(read_checkpoint("c/s.pt")["dagger"]) == repr(read_checkpoint("d/s.pt")["dagger"])
@@ -414,12 +471,78 @@ def test_a_finished_run_says_so_and_a_fresh_one_keeps_the_old(capsys):
     main(["dagger", "--resume", "--save-path", "c/s.pt"])
     assert "the run is finished: it has 4 rounds and 400 questions" in capsys.readouterr().err
     main(RUN.split())
-    kept = sorted(path.name for path in Path("c/s").glob("*.bak"))
-    assert "demos_004.npz.bak" in kept
-    assert len(list(Path("c/s").glob("demos_*.npz"))) == 4
+    assert {"demos.npz.bak", "best.pt.bak"} <= {path.name for path in Path("c/s").glob("*.bak")}
     main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "6"])
     assert read_checkpoint("c/s.pt")["dagger"]["round"] == 6
-    assert [path.name for path in sorted(Path("c/s").glob("demos_*.npz"))] == [f"demos_00{k}.npz" for k in range(3, 7)]
+    assert len(DemoDataset.load("c/s/demos.npz")) == 600
+
+
+@pytest.mark.usefixtures("expert")
+@pytest.mark.parametrize("memory", ["", "--memory 150"])
+@pytest.mark.parametrize("begun", ["c/s/best.pt", "c/s/step_0000000200.pt"])
+def test_any_checkpoint_can_be_gone_on_from_here_or_elsewhere(begun, memory):
+    main([*RUN.split(), *memory.split()])
+    whole = read_checkpoint("c/s.pt")
+    main(["dagger", "--resume", begun, "--save-path", "n/s.pt"])
+    elsewhere = read_checkpoint("n/s.pt")
+    assert repr(elsewhere["dagger"]) == repr(whole["dagger"])
+    main(["dagger", "--resume", "--save-path", "n/s.pt", "--rounds", "5"])
+    assert read_checkpoint("n/s.pt")["dagger"]["round"] == 5
+    main(["dagger", "--resume", begun, "--save-path", "c/s.pt"])
+    assert repr(read_checkpoint("c/s.pt")["dagger"]) == repr(whole["dagger"])
+
+
+@pytest.mark.usefixtures("expert")
+def test_a_finished_run_goes_on_elsewhere_with_what_was_asked():
+    main(RUN.split())
+    main(["dagger", "--resume", "c/s.pt", "--save-path", "n/s.pt"])
+    main(["dagger", "--resume", "--save-path", "n/s.pt", "--rounds", "5"])
+    assert len(DemoDataset.load("n/s/demos.npz")) == 500
+
+
+@pytest.mark.usefixtures("expert")
+def test_another_expert_at_the_same_place_is_noticed(capsys):
+    main(RUN.split())
+    with EpisodePlayers(ENV, 1) as players:
+        PPOAgent.for_spaces(players.observation_space, players.action_space, hidden_dims=(8,), seed=1).save("expert.pt")
+    with pytest.raises(SystemExit) as leaving:
+        main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "6"])
+    assert leaving.value.code == 2
+    assert "was begun with another expert" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("expert")
+def test_demonstrations_are_not_needed_any_more_once_they_were_read():
+    collect_demos(ENV, lazy, 1, quiet=True).save("d.npz")
+    main([*RUN.split(), "--demo-path", "d.npz", "--rounds", "2"])
+    Path("d.npz").unlink()
+    main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "3"])
+    assert len(DemoDataset.load("c/s/demos.npz")) == 200 + 2 * 100
+
+
+@pytest.mark.usefixtures("expert")
+@pytest.mark.parametrize(("failures", "code", "rounds"), [(1, 0, 4), (2, 0, 4), (3, 1, 1)])
+def test_a_full_disk_is_borne_for_two_rounds(failures, code, rounds, monkeypatch, capsys):
+    real, calls = DemoDataset.save, []
+
+    def full(self, path):
+        calls.append(path)
+        if 2 <= len(calls) < 2 + failures:
+            raise FileWriteError(f"{path} cannot be written: no space left on device")
+        real(self, path)
+
+    found = 0
+    with monkeypatch.context() as patched:
+        patched.setattr(DemoDataset, "save", full)
+        try:
+            main(RUN.split())
+        except SystemExit as leaving:
+            found = leaving.code
+    assert found == code
+    assert read_checkpoint("c/s.pt")["dagger"]["round"] == rounds
+    assert "no space left" in capsys.readouterr().err
+    main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "5"])
+    assert read_checkpoint("c/s.pt")["dagger"]["round"] == 5
 
 
 @pytest.mark.usefixtures("expert")
@@ -454,16 +577,16 @@ def test_bad_input_is_refused_and_leaves_no_file(arguments, says, capsys):
         ("--seed 1", "leave the flag out"),
         ("--hidden-dims 9", "leave the flag out"),
         ("--expert other.pt", "leave the flag out"),
-        ("--missing", "demos_004.npz"),
-        ("--changed", "holds other demonstrations"),
+        ("--missing", "is in none of c/s/demos.npz"),
+        ("--changed", "is in none of c/s/demos.npz"),
     ],
 )
 def test_a_resume_that_is_no_longer_the_same_run_is_refused(arguments, says, capsys):
     main(RUN.split())
     if arguments == "--missing":
-        Path("c/s/demos_004.npz").unlink()
+        Path("c/s/demos.npz").unlink()
     if arguments == "--changed":
-        Path("c/s/demos_003.npz").rename("c/s/demos_004.npz")
+        collect_demos(ENV, lazy, 1, quiet=True).save("c/s/demos.npz")
     flags = [] if arguments in ("--missing", "--changed") else arguments.split()
     with pytest.raises(SystemExit) as leaving:
         main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "6", *flags])
@@ -473,7 +596,17 @@ def test_a_resume_that_is_no_longer_the_same_run_is_refused(arguments, says, cap
 
 @pytest.mark.usefixtures("expert")
 @pytest.mark.parametrize(
-    "damage", [{}, {"round": -1}, {"queries": "x"}, {"learner": {}}, {"best_share": None}, {"ends": [1.0]}, {"round": 10**9}]
+    "damage",
+    [
+        {},
+        {"round": -1},
+        {"round": True},
+        {"round": 10**600},
+        {"learner": {}},
+        {"best_mean": None},
+        {"ends": [1.0]},
+        {"round": 9},
+    ],
 )
 def test_a_damaged_state_is_named(damage, capsys):
     main(RUN.split())
@@ -486,6 +619,18 @@ def test_a_damaged_state_is_named(damage, capsys):
         main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "6"])
     assert leaving.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("expert")
+def test_settings_that_ask_for_more_than_the_file_holds_are_refused_before_anything_is_made(capsys):
+    main(RUN.split())
+    payload = read_checkpoint("c/s.pt")
+    payload["run"]["settings"]["hidden_dims"] = [65536, 65536]
+    write_checkpoint("x.pt", payload)
+    with pytest.raises(SystemExit) as leaving:
+        main(["dagger", "--resume", "x.pt", "--save-path", "n/s.pt"])
+    assert leaving.value.code == 2
+    assert "hidden_dims [8], not [65536, 65536]" in capsys.readouterr().err
 
 
 def test_a_state_of_another_kind_is_refused():

@@ -6,7 +6,9 @@ import copy
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from il_based_rl import evaluate
 from il_based_rl.__main__ import main
 from il_based_rl.agent import BCAgent
 from il_based_rl.algorithms import finetune as command
+from il_based_rl.algorithms import guarded_ppo
 from il_based_rl.algorithms.finetune import finetune
 from il_based_rl.algorithms.guarded_ppo import GuardedPPO
 from il_based_rl.checkpoint import load_agent
@@ -418,3 +421,52 @@ def test_a_damaged_state_is_named(damage):
 
 def test_the_command_is_listed():
     assert command.main.__module__ == "il_based_rl.algorithms.finetune"
+
+
+@pytest.mark.usefixtures("saved")
+def test_a_resumed_run_says_how_exactly_it_goes_on(monkeypatch, capsys):
+    main(RUN.split())
+    main(["finetune", "--resume", "--save-path", "c/f.pt", "--total-timesteps", "1024"])
+    assert "resuming c/f.pt at step 768: exactly as if it had run straight through" in capsys.readouterr().err
+    assert read_checkpoint("c/f.pt")["run"]["resumes"] == [{"step": 768, "level": "exact"}]
+
+
+@pytest.mark.usefixtures("saved")
+def test_a_standard_deviation_is_tried_out_where_none_is_given(capsys):
+    main(RUN.split())
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("actions begin with a standard deviation")]
+    found = read_checkpoint("c/f.pt")["run"]["settings"]["guard"]["action_std"]
+    assert said == [f"actions begin with a standard deviation of {found} of half their range (--action-std sets another)"]
+    assert 0.05 <= found <= 0.7
+    main([*RUN.split(), "--action-std", "0.2"])
+    assert "actions begin" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("frail", "expected"), [(1.0, 0.7), (0.3, 0.25), (0.01, 0.06)])
+def test_the_largest_deviation_that_leaves_a_tenth_of_the_advantage_is_taken(frail, expected, monkeypatch):
+    # Returns of 100 for the clone and 0 for random actions; under noise of more than `frail` next to nothing is left.
+    class Players:
+        observation_space, action_space = gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Box(-1.0, 1.0, (1,))
+
+        def play(self, actor, seeds):
+            chosen = actor([Situation()])
+            noise = getattr(chosen, "noise", None)
+            value = (
+                0.0 if noise is None and chosen[0, 0] != 0.5 else 100.0 if noise is None else 11.0 if noise <= frail else 9.0
+            )
+            return [SimpleNamespace(total_reward=value)] * len(seeds)
+
+    class Situation:
+        row, obs, steps, index = np.zeros(2, np.float32), np.zeros(2, np.float32), 0, 0
+
+    monkeypatch.setattr(guarded_ppo, "disturbed", lambda own, space, std, random: lambda _: SimpleNamespace(noise=std))
+    found = guarded_ppo.fitting_std(lambda obs: np.float32([0.5]), Players(), [1, 2], GuardConfig(), 0)
+    assert found == expected
+
+
+@pytest.mark.usefixtures("saved")
+def test_files_are_looked_at_before_anything_is_played(capsys):
+    for flags in ("--demo-path nowhere.npz", "--save-path student.pt/x.pt"):
+        with pytest.raises(SystemExit):
+            main([*RUN.split(), *flags.split()])
+        assert "actions begin" not in capsys.readouterr().err

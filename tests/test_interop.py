@@ -1,5 +1,7 @@
 """Anybody's agent acts: ours, another library's, a plain function."""
 
+from types import SimpleNamespace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -217,3 +219,10 @@ def test_moving_an_action_to_the_bounds_leaves_the_agents_own_array_alone():
     agent = Steady(np.array([7.0, -3.0], np.float32))
     answer(agent)
     assert agent.action.tolist() == [7.0, -3.0]
+
+
+def test_anybodys_agent_may_hold_a_policy_of_ours():
+    space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    holder = SimpleNamespace(policy=MLPPolicy(space, space, (4,)))
+    actor = actor_from(holder, space, space, deterministic=False, random=np.random.default_rng(0))
+    assert actor([SimpleNamespace(row=np.zeros(2, np.float32))]).shape == (1, 2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
 from il_based_rl.config import CollectConfig, check_collection
-from il_based_rl.errors import CollectionError
+from il_based_rl.errors import CollectionError, ConfigError
 
 if TYPE_CHECKING:
     from il_based_rl.dataset import DemoDataset
@@ -62,6 +62,8 @@ def collect_demos(
     Example:
         dataset = collect_demos("Pendulum-v1", agent=PPOAgent.load("checkpoints/ppo_agent.pt"), num_episodes=50, seed=0)
     """
+    from gymnasium import spaces
+
     from il_based_rl.interop import actor_from, disturbed
     from il_based_rl.rollout import Episode, EpisodePlayers
     from il_based_rl.seeding import generator, start_seeds
@@ -79,6 +81,8 @@ def collect_demos(
             deterministic=deterministic,
             random=generator(seed, "collection", 1),
         )
+        if action_noise > 1.0 and not isinstance(players.action_space, spaces.Box):
+            raise ConfigError(f"--action-noise is a probability for discrete actions, at most 1, got {action_noise}")
         noise = generator(seed, "collection", 2)
         playing = disturbed(actor, players.action_space, action_noise, noise) if action_noise else actor
         while len(kept) < num_episodes and attempts_left > 0:

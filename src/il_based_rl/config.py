@@ -217,7 +217,8 @@ class TrainPPOConfig:
     quiet: bool = False
     """Show no progress: neither bars nor lines."""
     preset: bool = False
-    """Take the settings that are kept for the environment, see `il-rl presets`; flags given beside it win."""
+    """Take the settings that are kept for the environment, see `il-rl presets`; flags given beside it win. From Python
+    `presets.with_preset` does it."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -538,14 +539,14 @@ class DaggerConfig:
     """Rounds of playing and cloning."""
     round_steps: int = 2_000
     """Steps of each round, each with one question to the expert."""
-    expert_share: float = 1.0
-    """Share of the steps in which the expert acts itself, in the first round."""
-    expert_decay: float = 0.0
-    """What that share is multiplied by after each round."""
+    expert_share: float = 0.0
+    """Share of the steps in which the expert acts itself in the second round; in the first it acts alone."""
+    expert_decay: float = 0.5
+    """What that share is multiplied by after each further round."""
     query_budget: int | None = None
     """Questions to the expert in all, the demonstrations at the beginning included; None sets no limit."""
     memory: int | None = None
-    """Transitions to keep; of more, whole episodes are forgotten at random, those of the last round excepted."""
+    """Transitions to clone from; of more, whole episodes are left out at random, those of the last round excepted."""
     warm_start: bool = True
     """Clone on from the last round's student; else from a new one."""
     stop_at: float | None = None
@@ -649,7 +650,8 @@ class PipelineConfig:
     quiet: bool = False
     """Show no progress: neither bars nor lines."""
     preset: bool = False
-    """Train the expert by the settings that are kept for the environment, see `il-rl presets`; flags given beside it win."""
+    """Train the expert by the settings that are kept for the environment, see `il-rl presets`; flags given beside it win (from
+    Python, `ppo_timesteps` does)."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

@@ -91,7 +91,7 @@ class DemoDataset:
         policies = self.metadata.get("policies")
         known = len(policies) if isinstance(policies, list) else 0
         _require(
-            acted_by is None or bool(((acted_by >= 0) & (acted_by < known)).all()),
+            acted_by is None or (acted_by.ndim == 1 and bool(((acted_by >= 0) & (acted_by < known)).all())),
             f"actions by others than the {known} policies that the metadata name",
         )
         ends = np.zeros(steps, bool)
@@ -150,7 +150,7 @@ class DemoDataset:
     def require_env(self, env_id: str, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
         """Raise SpaceMismatchError unless these are demonstrations in an environment, as far as their metadata tell."""
         own = self.metadata.get("env_id")
-        if own is not None and own != env_id:
+        if own is not None and str(own).rpartition(":")[2] != env_id.rpartition(":")[2]:  # which may name a module before it
             raise SpaceMismatchError(
                 f"the demonstrations are of {own}, not of {env_id}; collect others, or name their environment"
             )

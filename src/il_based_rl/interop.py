@@ -45,7 +45,7 @@ def actor_from(
     if isinstance(policy, ActorCriticPolicy):
         own, log_std = policy.actor, policy.log_std_array()
     elif isinstance(policy, MLPPolicy):
-        own, log_std = policy, agent.log_std_array()
+        own, log_std = policy, getattr(agent, "log_std_array", lambda: None)()  # anybody's agent may hold such a policy
     else:
         predict = getattr(agent, "predict", agent)
         if not callable(predict):

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def command() -> None:
         defaults = PipelineConfig()
-        if cli.has("--preset", argv):
+        if cli.has("--preset", argv) and not cli.asks_for_help(argv):
             steps = with_preset(TrainPPOConfig(), cli.given("--env-id", argv) or defaults.env_id).total_timesteps
             defaults = replace(defaults, ppo_timesteps=steps)
         pipeline(cli.parse(defaults, argv, prog="il-rl pipeline", description=description))
@@ -54,6 +54,10 @@ def pipeline(config: PipelineConfig) -> Comparison:
     folder = Path(config.output_dir)
     policies = {"expert": folder / "checkpoints" / "ppo_expert.pt", "student": folder / "checkpoints" / "bc_student.pt"}
     demo_path = folder / "demos" / "ppo_expert_demos.npz"
+    if config.dagger:
+        policies["DAgger student"] = folder / "checkpoints" / "dagger_student.pt"
+    if config.finetune:
+        policies["fine-tuned student"] = folder / "checkpoints" / "finetuned.pt"
     _require_possible(config.env_id, [*policies.values(), demo_path, folder / PAGE])
     expert, demos, bc = str(policies["expert"]), str(demo_path), BCConfig(epochs=config.bc_epochs)
     common: dict[str, Any] = {"seed": config.seed, "quiet": config.quiet}
@@ -62,13 +66,13 @@ def pipeline(config: PipelineConfig) -> Comparison:
     train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **tracked))
     collect(CollectConfig(config.env_id, expert, num_episodes=config.num_demo_episodes, save_path=demos, **common))
     train(TrainConfig(demos, save_path=str(policies["student"]), bc=bc, **tracked))
+    last = policies["student"]
     if config.dagger:
-        path = policies["DAgger student"] = folder / "checkpoints" / "dagger_student.pt"
-        run_dagger(DaggerConfig(config.env_id, expert, demos, save_path=str(path), rounds=config.dagger, **tracked))
+        last = policies["DAgger student"]
+        run_dagger(DaggerConfig(config.env_id, expert, demos, save_path=str(last), rounds=config.dagger, **tracked))
     if config.finetune:
-        last, path = list(policies.values())[-1], folder / "checkpoints" / "finetuned.pt"
-        policies["fine-tuned student"] = path
-        run_finetune(FinetuneConfig(str(last), config.env_id, config.finetune, demos, save_path=str(path), **tracked))
+        begun, ended = str(last), str(policies["fine-tuned student"])
+        run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, save_path=ended, **tracked))
     comparison = _compared(config, policies)
     cli.say(f"\n{comparison.markdown()}")
     runs = [read_run(RunFiles(path).folder) for path in policies.values()]

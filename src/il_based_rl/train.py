@@ -74,6 +74,8 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
     files = RunFiles(config.save_path)
     dataset = DemoDataset.load(config.demo_path)
     if config.max_demos is not None:
+        if dataset.num_episodes < config.max_demos:
+            cli.notice(f"{config.demo_path} holds no more than {dataset.num_episodes} episodes; all are used")
         dataset = dataset.episodes[: config.max_demos]
     agent, config = _begin(config, dataset, checkpoint)
     agent.require_fits(dataset)

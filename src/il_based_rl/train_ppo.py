@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if resume is not None and not cli.asks_for_help(argv):
             checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
             defaults = _own_settings(checkpoint, defaults, cli.given("--env-id", argv))
-        elif cli.has("--preset", argv):
+        elif cli.has("--preset", argv) and not cli.asks_for_help(argv):
             defaults = with_preset(defaults, cli.given("--env-id", argv) or defaults.env_id)
         config = cli.parse(defaults, argv, prog="il-rl train-ppo", description="Train an expert with PPO.")
         if config.env_id in PRESETS and not config.preset and checkpoint is None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from il_based_rl.agent import BCAgent
+from il_based_rl.cli import notice
 from il_based_rl.collect import dataset_of
 from il_based_rl.config import DaggerConfig
 from il_based_rl.dataset import DemoDataset
-from il_based_rl.errors import ConfigError, FileFormatError
+from il_based_rl.errors import ConfigError, FileFormatError, ResumeError, SpaceMismatchError
 from il_based_rl.evaluate import EvaluationResult, play_evaluation
 from il_based_rl.interop import actor_from, mixture
-from il_based_rl.policy import load_parameters, require_counts
+from il_based_rl.policy import copied, load_parameters, require_counts
 from il_based_rl.rollout import EpisodePlayers
 from il_based_rl.seeding import generator, start_seeds
 
@@ -33,7 +36,8 @@ class Round:
     queries: int
     """Questions to the expert so far."""
     metrics: dict[str, float]
-    """`eval_reward`, `share_of_expert`, `train_loss`, `transitions` (that are kept), `expert_acted` (share of this round)."""
+    """`eval_reward`, `train_loss`, `transitions` (that the student is cloned from), `expert_acted` (share of this round's
+    steps), and `share_of_expert` where the expert is above a random policy."""
 
 
 class Aggregation:
@@ -47,14 +51,15 @@ class Aggregation:
         demos: Demonstrations for the first round; None lets the expert act.
 
     Raises:
-        SpaceMismatchError: Expert or demonstrations are of other spaces than the environment.
+        SpaceMismatchError: Expert or demonstrations are of other spaces than the environment, or do not tell the distribution
+            that the loss needs.
         ConfigError: The demonstrations use up all questions.
     """
 
     def __init__(self, config: DaggerConfig, expert: Any, demos: DemoDataset | None = None) -> None:
         assert config.seed is not None
         self.config, self.seed, self.expert = config, config.seed, expert
-        self._demos = None if demos is None else replace(demos, acted_by=None)  # they name policies of another run
+        self._demos = None if demos is None else replace(demos, acted_by=None)  # which would be policies of another run
         # One environment, as several side by side would be cut in the same early part of their episodes.
         self._players = EpisodePlayers(config.env_id, 1)
         spaces = self._players.observation_space, self._players.action_space
@@ -68,18 +73,36 @@ class Aggregation:
         self.agent = BCAgent.for_spaces(
             *spaces, config.bc, hidden_dims=config.hidden_dims, seed=self.seed, device=config.device
         )
-        self.dataset: DemoDataset | None = None
-        self.round, self.queries = 0, 0
+        self._require_distributions()
+        self.asked: DemoDataset | None = None
+        """All that the expert was asked; its metadata's `episodes_per_round` tell the rounds apart."""
+        self._kept: list[int] = []
+        """Its episodes that the student is cloned from."""
+        self.round = 0
         self.ends: tuple[float, float] | None = None
         """Mean returns of a random policy and of the expert from the start states that students are judged from."""
-        self.best, self.best_share = self.agent.payload(), -math.inf
+        self.best, self.best_mean = self.agent.payload(), -math.inf
+        """The best student by mean return from those, and that."""
+        self.share: float | None = None
+        """Of what the expert is above a random policy, that the last student has; None where the expert is not above it."""
+
+    @property
+    def queries(self) -> int:
+        """Questions to the expert so far, the demonstrations at the beginning included."""
+        return 0 if self.asked is None else len(self.asked)
+
+    @property
+    def dataset(self) -> DemoDataset | None:
+        """What the student is cloned from."""
+        return None if self.asked is None else self.asked.select(self._kept)
 
     @property
     def finished(self) -> bool:
         """Whether the rounds or the questions are used up, or a student was good enough."""
         config = self.config
         asked_all = config.query_budget is not None and self.queries >= config.query_budget
-        return self.round >= config.rounds or asked_all or (config.stop_at is not None and self.best_share >= config.stop_at)
+        good_enough = config.stop_at is not None and self.share is not None and self.share >= config.stop_at
+        return self.round >= config.rounds or asked_all or good_enough
 
     def learn(self) -> Iterator[Round]:
         """Go through the rounds; yield after each.
@@ -90,21 +113,20 @@ class Aggregation:
         """
         while not self.finished:
             fresh = self._demos if self.round == 0 and self._demos is not None else self._played()
-            self.queries += len(fresh)
-            self.dataset = self._aggregated(fresh)
-            loss = self._cloned(self.dataset)
+            self._aggregate(fresh)
+            loss, transitions = self._cloned()
             self.round += 1
-            mean, share = self._judged()
-            if share >= self.best_share:
-                self.best, self.best_share = self.agent.payload(), share
+            mean = self._judged()
+            if mean >= self.best_mean:
+                self.best, self.best_mean = self.agent.payload(), mean
             acted = 1.0 if fresh.acted_by is None else float((fresh.acted_by == 0).mean())
-            metrics = {"eval_reward": mean, "share_of_expert": share, "train_loss": loss, "expert_acted": acted}
-            yield Round(self.round, self.queries, metrics | {"transitions": float(len(self.dataset))})
+            metrics = {"eval_reward": mean, "train_loss": loss, "expert_acted": acted, "transitions": float(transitions)}
+            yield Round(self.round, self.queries, metrics | ({} if self.share is None else {"share_of_expert": self.share}))
 
     def _played(self) -> DemoDataset:
         """Let expert and student act, and the expert label."""
         config, players = self.config, self._players
-        share = config.expert_share * config.expert_decay**self.round if self.round else 1.0
+        share = config.expert_share * config.expert_decay ** (self.round - 1) if self.round else 1.0
         student = actor_from(
             self.agent,
             players.observation_space,
@@ -123,49 +145,73 @@ class Aggregation:
     def _policies(self) -> list[str]:
         return [EXPERT, *(f"student of round {k}" for k in range(1, self.round + 1))]
 
-    def _aggregated(self, fresh: DemoDataset) -> DemoDataset:
-        """Add this round's transitions to those before, of which some are forgotten where there is no room."""
-        parts = [fresh] if self.dataset is None else [self._remembered(self.dataset, len(fresh)), fresh]
+    def _require_distributions(self) -> None:
+        """Raise SpaceMismatchError now if the loss needs distributions that nobody will tell."""
+        if self.config.bc.loss != "kl":
+            return
+        tell, space = getattr(self.expert, "action_distribution", None), self._players.observation_space
+        space.seed(self.seed)
+        row = self._players.codec.row(space.sample())
+        lacking = self._demos is not None and self._demos.distributions is None
+        if tell is None or tell(row[None]) is None or lacking:
+            who = "the demonstrations do not hold it" if lacking else "this expert does not tell it"
+            raise SpaceMismatchError(f"--loss kl needs the expert's distribution of actions, and {who}; choose another loss")
+
+    def _aggregate(self, fresh: DemoDataset) -> None:
+        """Add this round's transitions to all before; choose the episodes that the student is cloned from."""
+        parts = [fresh] if self.asked is None else [self.asked, fresh]
+        rounds = [*([] if self.asked is None else self.asked.metadata["episodes_per_round"]), fresh.num_episodes]
+        policies = {"labelled_by": EXPERT, "policies": self._policies(), "episodes_per_round": rounds}
         whole = [
             replace(
                 part,
                 executed_actions=part.actions if part.executed_actions is None else part.executed_actions,
                 acted_by=np.zeros(len(part), np.int64) if part.acted_by is None else part.acted_by,
-                metadata={**part.metadata, "policies": self._policies()},
+                metadata={**part.metadata, **policies},
             )
             for part in parts
-            if part is not None
         ]
-        return DemoDataset.joined(whole, {**fresh.metadata, "labelled_by": EXPERT, "policies": self._policies()})
+        self.asked = DemoDataset.joined(whole, {**fresh.metadata, **policies})
+        self._kept = self._remembered(self._kept, self.round)
 
-    def _remembered(self, dataset: DemoDataset, further: int) -> DemoDataset | None:
-        """Return whole episodes of a data set, drawn at random, that leave room for further transitions."""
-        if self.config.memory is None or len(dataset) + further <= self.config.memory:
-            return dataset
-        order = generator(self.seed, "aggregation", self.round, 1).permutation(dataset.num_episodes)
-        fitting = order[np.cumsum(dataset.episode_lengths[order]) <= self.config.memory - further]
-        return dataset.select(np.sort(fitting)) if len(fitting) else None
+    def _remembered(self, before: Sequence[int], number: int) -> list[int]:
+        """Return the episodes that are kept in a round: its own, and of those before as many at random as there is room for."""
+        assert self.asked is not None
+        rounds, lengths = self.asked.metadata["episodes_per_round"], self.asked.episode_lengths
+        first = sum(rounds[:number])
+        own = list(range(first, first + rounds[number]))
+        room = math.inf if self.config.memory is None else self.config.memory - lengths[own].sum()
+        if not before or lengths[list(before)].sum() <= room:
+            return [*before, *own]
+        order = np.array(before)[generator(self.seed, "aggregation", number, 1).permutation(len(before))]
+        return [*np.sort(order[np.cumsum(lengths[order]) <= room]).tolist(), *own]
 
-    def _cloned(self, dataset: DemoDataset) -> float:
-        """Clone from all that is kept; return the last epoch's loss."""
-        config = self.config
+    def _cloned(self) -> tuple[float, int]:
+        """Clone from all that is kept; return the last epoch's loss, and from how many transitions."""
+        config, dataset = self.config, self.dataset
+        assert dataset is not None
         seed = int(generator(self.seed, "aggregation", self.round, 2).integers(2**31))
+        bc = config.bc if dataset.num_episodes > 1 else replace(config.bc, patience=None)  # as nothing can be held out
         if self.round and not config.warm_start:
             spaces = self._players.observation_space, self._players.action_space
-            self.agent = BCAgent.for_spaces(*spaces, config.bc, hidden_dims=config.hidden_dims, seed=seed, device=config.device)
+            self.agent = BCAgent.for_spaces(*spaces, bc, hidden_dims=config.hidden_dims, seed=seed, device=config.device)
         else:
-            self.agent = BCAgent(self.agent.policy, config.bc, seed=seed, device=config.device)
+            self.agent = BCAgent(self.agent.policy, bc, seed=seed, device=config.device)
         loss = math.nan
         for progress in self.agent.learn(dataset):
             loss = progress.metrics["train_loss"]
-        return loss
+        return loss, len(dataset)
 
-    def _judged(self) -> tuple[float, float]:
-        """Let the student play; return its mean return, and which share it has of what the expert is above a random policy."""
+    def _judged(self) -> float:
+        """Let the student play; return its mean return."""
         if self.ends is None:
             self.ends = self.evaluated(None).mean, self.evaluated(self.expert).mean
+            if self.ends[1] <= self.ends[0]:
+                returned = f"the expert returns {self.ends[1]:.2f} here, a random policy {self.ends[0]:.2f}"
+                notice(f"{returned}: which share a student has of what the expert is above that cannot be told")
         mean, (low, high) = self.evaluated(self.agent).mean, self.ends
-        return mean, (mean - low) / (high - low) if high != low else math.nan
+        self.share = (mean - low) / (high - low) if high > low else None
+        return mean
 
     def evaluated(self, agent: Any, *, final: bool = False) -> EvaluationResult:
         """Let an agent play, or a random policy for None, from the start states that students are judged from.
@@ -186,37 +232,72 @@ class Aggregation:
         return start_seeds(self.seed, "evaluation in training", self.config.eval_episodes)
 
     def payload(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: the best student, and beside it what learning goes on from but for the data set."""
+        """Return what a checkpoint holds: the best student, and beside it what learning goes on from but for what was asked."""
         state = {
             "round": self.round,
-            "queries": self.queries,
             "ends": None if self.ends is None else list(self.ends),
-            "best_share": self.best_share,
+            "best_mean": self.best_mean,
+            "share": self.share,
             "finished": self.finished,
             "learner": self.agent.payload()["parameters"],
-            "demonstrations": None if self.dataset is None else self.dataset.fingerprint,
+            "demonstrations": None if self.asked is None else self.asked.fingerprint,
+            "expert": digest_of(self.expert),
         }
         training = {**self.best["training"], "env_steps": self.queries}
         return {**self.best, "training": training, "dagger": state}
 
-    def restore(self, payload: dict[str, Any], path: str | Path, dataset: DemoDataset | None) -> None:
-        """Go on from what `payload` returned, and the data set of that moment; `path` is for messages.
+    def restore(self, payload: dict[str, Any], path: str | Path, asked: DemoDataset | None) -> None:
+        """Go on from what `payload` returned, and what was asked by then; `path` is for messages.
 
         Raises:
             FileFormatError: It is of another kind, or damaged.
+            ResumeError: The expert is another one.
         """
         self.agent = BCAgent.from_payload(payload, path, self.config.hidden_dims, device=self.config.device)
         try:
             state = payload["dagger"]
-            require_counts(state, "round", "queries")
+            require_counts(state, "round")
             self.best = {name: part for name, part in payload.items() if name not in ("dagger", "run")}
             load_parameters(self.agent.policy, state["learner"])
-            self.round, self.queries, self.dataset = state["round"], state["queries"], dataset
-            self.best_share = float(state["best_share"])
+            self.round, self.asked, self._kept = state["round"], asked, []
+            for number in range(self.round):
+                self._kept = self._remembered(self._kept, number)
+            self.best_mean = float(state["best_mean"])
+            self.share = None if state["share"] is None else float(state["share"])
             self.ends = None if state["ends"] is None else (float(state["ends"][0]), float(state["ends"][1]))
         except Exception as error:  # what a foreign file holds may be wrong in any way
             raise FileFormatError(f"{path} holds no rounds to go on with: {' '.join(str(error).split())}") from error
+        if state.get("expert") != digest_of(self.expert):
+            raise ResumeError(f"{path} was begun with another expert than the one that is at its place now; start afresh")
 
     def close(self) -> None:
         """Close the environments."""
         self._players.close()
+
+
+def asked_until(asked: DemoDataset, number: int) -> DemoDataset | None:
+    """Return what was asked in the first so many rounds; None for none.
+
+    Raises:
+        FileFormatError: The data set does not tell its rounds, or has not as many.
+    """
+    told: Any = asked.metadata.get("episodes_per_round")
+    rounds: list[int] = told if isinstance(told, list) and all(type(count) is int and count > 0 for count in told) else []
+    if sum(rounds) != asked.num_episodes or len(rounds) < number:
+        raise FileFormatError(f"the demonstrations do not hold the {number} rounds that are to be gone on from")
+    if number == 0:
+        return None
+    policies = asked.metadata["policies"][:number] if isinstance(asked.metadata.get("policies"), list) else []
+    part = asked.select(range(sum(rounds[:number])))
+    return replace(part, metadata={**part.metadata, "episodes_per_round": rounds[:number], "policies": policies})
+
+
+def digest_of(agent: Any) -> str | None:
+    """Return a digest of a policy's parameters, by which an expert is known again; None for one that is not of this package."""
+    policy = getattr(agent, "policy", None)
+    if not isinstance(policy, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in copied(policy.state_dict()).items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
 from il_based_rl.config import DaggerConfig
-from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp
+from il_based_rl.errors import FileFormatError, FileWriteError, ResumeError, TimeIsUp
 from il_based_rl.experiment import (
     Checkpoint,
     own_settings,
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from il_based_rl.algorithms.aggregation import Aggregation
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.experiment.run import RunFiles
-    from il_based_rl.statistics import Estimate
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
 _FIXED_AT_RESUME = ("env_id", "expert", "demo_path", "hidden_dims", "seed", "eval_episodes")
-_KEPT_DATA_SETS = 3
-"""As many as periodic checkpoints, each of which goes on from its own."""
+_MOST_FAILED_SAVES, _MOST_ROUNDS = 3, 10**6
+DEMOS = "demos.npz"
+"""All that the expert was asked, in the run's folder; every checkpoint of the run goes on from some of its rounds."""
 
 
 def dagger(expert: Any, env_id: str, **settings: Any) -> tuple[BCAgent, DemoDataset]:
@@ -58,8 +58,8 @@ def dagger(expert: Any, env_id: str, **settings: Any) -> tuple[BCAgent, DemoData
     with contextlib.closing(learner), fitting_threads(config.hidden_dims):
         for _ in learner.learn():
             pass
-    assert learner.dataset is not None
-    return BCAgent.from_payload(learner.best, "memory", device=config.device), learner.dataset
+    assert learner.asked is not None
+    return BCAgent.from_payload(learner.best, "memory", device=config.device), learner.asked
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,10 +100,11 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
     config = _with_seed(config) if checkpoint is None else _going_on(config, checkpoint)
-    learner = _started(config, load_agent(config.expert))
-    with contextlib.closing(learner), fitting_threads(config.hidden_dims):
+    with contextlib.ExitStack() as stack:
+        learner = stack.enter_context(contextlib.closing(_started(config, load_agent(config.expert), checkpoint)))
+        stack.enter_context(fitting_threads(config.hidden_dims))
         if checkpoint is not None:
-            learner.restore(checkpoint[1], checkpoint[0], _data_set_of(checkpoint, files))
+            learner.restore(checkpoint[1], checkpoint[0], _asked_by(checkpoint, files))
         files.require_writable()
         cli.say(
             f"DAgger on {config.env_id}: {config.expert} is asked in {config.rounds} rounds of {config.round_steps} steps..."
@@ -124,24 +125,27 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
             sinks=sinks,
         )
         with contextlib.suppress(TimeIsUp), bar, run:
-            if checkpoint is None:
-                _put_aside(files)
+            _save_asked(learner, files)
             run.keep(learner, learner.queries)
             run.save()
+            failed = 0
             with time_limit(config.max_time):
                 for progress in learner.learn():
                     run.log(progress.metrics, progress.queries)
-                    _save_data_set(learner, files)
+                    try:
+                        _save_asked(learner, files)
+                    except FileWriteError as error:
+                        failed = _failed_once_more(error, failed)
+                        continue  # what is saved in the end goes on from what is on disk
                     run.keep(learner, progress.queries, progress.metrics["eval_reward"], periodic=True)
                     run.checkpoint()
                     if not config.quiet:
                         cli.say(_line(progress.round, progress.queries, progress.metrics))
-                    bar.update(share=progress.metrics["share_of_expert"])
-                share = _share_of_the_best(learner)
+                    bar.update(eval_reward=progress.metrics["eval_reward"])
+                told = _told_in_the_end(learner)
             run.save()
-            where = f"From {config.final_episodes} start states never seen before"
-            cli.say(f"{where}, the best student keeps {share} of what the expert is above a random policy")
-            cli.say(f"Demonstrations saved to {_data_sets(files)[0]}")
+            cli.say(f"From {config.final_episodes} start states never seen before, {told}")
+            cli.say(f"Demonstrations saved to {files.folder / DEMOS}")
         cli.say(f"Student saved to {config.save_path}")
     return BCAgent.from_payload(run.kept, config.save_path, device=config.device)
 
@@ -152,70 +156,81 @@ def _with_seed(config: DaggerConfig) -> DaggerConfig:
     return replace(config, seed=fresh_seed() if config.seed is None else config.seed)
 
 
-def _started(config: DaggerConfig, expert: Any) -> Aggregation:
+def _started(config: DaggerConfig, expert: Any, checkpoint: Checkpoint | None = None) -> Aggregation:
+    from il_based_rl.agent import BCAgent
     from il_based_rl.algorithms.aggregation import Aggregation
     from il_based_rl.dataset import DemoDataset
 
-    return Aggregation(config, expert, None if config.demo_path is None else DemoDataset.load(config.demo_path))
+    begun = False
+    if checkpoint is not None:  # looked at before anything is made of its size
+        BCAgent.from_payload(checkpoint[1], checkpoint[0], config.hidden_dims)
+        begun = _rounds_of(checkpoint) > 0
+    return Aggregation(config, expert, None if config.demo_path is None or begun else DemoDataset.load(config.demo_path))
 
 
-def _share_of_the_best(learner: Aggregation) -> Estimate:
-    """Estimate what the best student is worth from start states that nothing was chosen by."""
+def _told_in_the_end(learner: Aggregation) -> str:
+    """Say what the best student is worth from start states that nothing was chosen by."""
     from il_based_rl.agent import BCAgent
     from il_based_rl.seeding import generator
     from il_based_rl.statistics import share_of_advantage
 
     best = BCAgent.from_payload(learner.best, "memory")
     student, expert, random = (learner.evaluated(agent, final=True).returns for agent in (best, learner.expert, None))
-    return share_of_advantage(student, expert, random, generator(learner.seed, "comparison"), paired=True)
+    if expert.mean() <= random.mean():
+        return f"the best student returns {student.mean():.2f}, the expert {expert.mean():.2f}"
+    share = share_of_advantage(student, expert, random, generator(learner.seed, "comparison"), paired=True)
+    return f"the best student keeps {share} of what the expert is above a random policy"
 
 
-def _data_set_path(files: RunFiles, learner_round: int) -> Path:
-    return files.folder / f"demos_{learner_round:03d}.npz"
-
-
-def _data_sets(files: RunFiles) -> list[Path]:
-    """Return the data sets of a run, the newest first."""
-    return sorted(files.folder.glob("demos_*.npz"), reverse=True)
-
-
-def _put_aside(files: RunFiles) -> None:
-    """Keep the data sets of an older run as `.bak`."""
+def _save_asked(learner: Aggregation, files: RunFiles) -> None:
+    """Write all that was asked, before the checkpoint that goes on from it; an older run's is kept as `.bak`."""
     from il_based_rl.files import move_aside
 
-    for path in _data_sets(files):
-        move_aside(path)
+    if learner.asked is None:
+        move_aside(files.folder / DEMOS)
+    else:
+        learner.asked.save(files.folder / DEMOS)
 
 
-def _save_data_set(learner: Aggregation, files: RunFiles) -> None:
-    """Write the data set before the checkpoint that goes on from it."""
-    from il_based_rl.files import remove_file
+def _failed_once_more(error: FileWriteError, failed: int) -> int:
+    """Count the rounds in a row that could not be written; raise the error of the third one."""
+    if failed + 1 >= _MOST_FAILED_SAVES:
+        error.exit_code = 1  # --resume goes on from the rounds before
+        raise error
+    cli.notice(f"{error}; the rounds go on, and the next one tries again")
+    return failed + 1
 
-    assert learner.dataset is not None
-    learner.dataset.save(_data_set_path(files, learner.round))
-    for path in _data_sets(files)[_KEPT_DATA_SETS + 1 :]:
-        remove_file(path)
+
+def _rounds_of(checkpoint: Checkpoint) -> int:
+    path, payload = checkpoint
+    state = payload.get("dagger")
+    if not isinstance(state, dict) or type(state.get("round")) is not int or not 0 <= state["round"] <= _MOST_ROUNDS:
+        raise FileFormatError(f"{path} is damaged: it does not say how many rounds it had")
+    return int(state["round"])
 
 
-def _data_set_of(checkpoint: Checkpoint, files: RunFiles) -> DemoDataset | None:
-    """Read the data set that a checkpoint goes on from; None before the first round."""
+def _asked_by(checkpoint: Checkpoint, files: RunFiles) -> DemoDataset | None:
+    """Read what the expert was asked until a checkpoint was written; None before the first round.
+
+    It is looked for in the run that goes on, and where the checkpoint comes from: a save path, or a run's folder.
+    """
+    from il_based_rl.algorithms.aggregation import asked_until
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.experiment.run import RunFiles
 
     path, payload = checkpoint
-    state = payload["dagger"]
-    if not isinstance(state, dict) or type(state.get("round")) is not int:
-        raise FileFormatError(f"{path} is damaged: it does not say how many rounds it had")
-    if state["round"] == 0:
+    number, wanted = _rounds_of(checkpoint), payload["dagger"].get("demonstrations")
+    if number == 0:
         return None
-    # In the run that goes on; else where the checkpoint comes from, which may be a save path or lie in its run's folder.
-    name = _data_set_path(files, state["round"]).name
-    found = [folder / name for folder in (files.folder, RunFiles(path).folder, path.parent)]
-    place = next((each for each in found if each.exists()), found[0])
-    dataset = DemoDataset.load(place)
-    if dataset.fingerprint != state.get("demonstrations"):
-        raise ResumeError(f"{place} holds other demonstrations than those that {path} goes on from")
-    return dataset
+    places = dict.fromkeys(folder / DEMOS for folder in (files.folder, RunFiles(path).folder, path.parent))
+    for place in filter(Path.is_file, places):
+        with contextlib.suppress(FileFormatError):
+            asked = asked_until(DemoDataset.load(place), number)
+            if asked is not None and asked.fingerprint == wanted:
+                return asked
+    raise ResumeError(
+        f"what the expert was asked until {path} was written is in none of {', '.join(map(str, places))}; start afresh"
+    )
 
 
 def _going_on(config: DaggerConfig, checkpoint: Checkpoint) -> DaggerConfig:
@@ -241,10 +256,8 @@ def _stored_settings(checkpoint: Checkpoint) -> DaggerConfig:
 
 
 def _line(learner_round: int, queries: int, metrics: dict[str, float]) -> str:
-    return (
-        f"[{queries:>8}] round {learner_round}: eval_reward={metrics['eval_reward']:.2f}  "
-        f"share of the expert={metrics['share_of_expert']:.3f}"
-    )
+    share = f"  share of the expert={metrics['share_of_expert']:.3f}" if "share_of_expert" in metrics else ""
+    return f"[{queries:>8}] round {learner_round}: eval_reward={metrics['eval_reward']:.2f}{share}"
 
 
 if __name__ == "__main__":

@@ -54,8 +54,9 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
     """
     config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
     with _world(config) as (envs, players):
+        demos = _demos(config, envs)
         config = _with_std(config, student, players)
-        tuner = _started(config, student, envs)
+        tuner = _started(config, student, envs, demos)
         _judged(tuner, config, players)
         for progress in tuner.learn(envs, config.total_timesteps):
             if progress.passes_multiple_of(config.eval_interval):
@@ -103,7 +104,10 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
     files = RunFiles(config.save_path)
     with contextlib.ExitStack() as stack:
         envs, players = stack.enter_context(_world(config))
-        tuner, config = _begun(config, envs, players, checkpoint)
+        demos = _demos(config, envs)
+        if checkpoint is None:  # what follows may take a while, and play
+            files.require_writable()
+        tuner, config = _begun(config, envs, players, checkpoint, demos)
         agent = tuner.agent
         stack.enter_context(fitting_threads(agent.hidden_dims))
         files.require_writable()
@@ -225,7 +229,7 @@ def _with_std(config: FinetuneConfig, student: Any, players: EpisodePlayers) -> 
     return replace(config, guard=replace(config.guard, action_std=std))
 
 
-def _started(config: FinetuneConfig, student: Any, envs: Envs) -> GuardedPPO:
+def _started(config: FinetuneConfig, student: Any, envs: Envs, demos: DemoDataset | None) -> GuardedPPO:
     """Return a learner that begins with a student or an expert."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
     from il_based_rl.policy import require_spaces
@@ -242,7 +246,7 @@ def _started(config: FinetuneConfig, student: Any, envs: Envs) -> GuardedPPO:
         seed=config.seed,
         device=config.device,
         critic=student.policy.critic if expert and not config.guard.fresh_critic else None,
-        demos=_demos(config, envs),
+        demos=demos,
     )
 
 
@@ -257,7 +261,7 @@ def _demos(config: FinetuneConfig, envs: Envs) -> DemoDataset | None:
 
 
 def _begun(
-    config: FinetuneConfig, envs: Envs, players: EpisodePlayers, checkpoint: Checkpoint | None
+    config: FinetuneConfig, envs: Envs, players: EpisodePlayers, checkpoint: Checkpoint | None, demos: DemoDataset | None
 ) -> tuple[GuardedPPO, FinetuneConfig]:
     """Return a fresh learner or the resumed one, and the settings made complete."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
@@ -267,12 +271,11 @@ def _begun(
     if checkpoint is None:
         student = load_agent(config.checkpoint)
         config = _with_std(_with_seed(config), student, players)
-        return _started(config, student, envs), config
+        return _started(config, student, envs, demos), config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
     require_unchanged(path, stored, config, _FIXED_AT_RESUME)
-    demos = _demos(config, envs)
     tuner = GuardedPPO.from_payload(payload, path, config.guard, config.ppo, device=config.device, demos=demos)
     require_spaces(tuner.agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
     return tuner, config

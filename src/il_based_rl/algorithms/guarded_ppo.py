@@ -152,8 +152,11 @@ class GuardedPPO:
         return payload | {"parameters": self.best, "finetune": state}
 
     def learn(self, envs: Envs, total_timesteps: int) -> Iterator[Progress]:
-        """Train as `PPOAgent.learn` does; yield after each update."""
-        for progress in self.agent.learn(envs, total_timesteps):
+        """Train as `PPOAgent.learn` does, which comes back to where the environments were at once; yield after each update."""
+        return self._watched(self.agent.learn(envs, total_timesteps))
+
+    def _watched(self, updates: Iterator[Progress]) -> Iterator[Progress]:
+        for progress in updates:
             moved = not self.warming
             self._advance(progress.metrics["explained_variance"])
             facts = {"actor_moves": float(moved), "actor_lr": self._optimizer.shares[0] * self.agent.config.lr}

@@ -43,7 +43,8 @@ class GaussianHead:
         self._low, self._high = low, high
         self._centred = not self._centre.any()  # the common case, which saves an addition a step
         self._whole_bounds = space.low.reshape(1, -1), space.high.reshape(1, -1)
-        self.raw_bounds = tuple(((bound - self._centre) / self._half_range).astype(np.float32) for bound in (low, high))
+        with np.errstate(over="ignore"):  # "any" may be more than float32 holds
+            self.raw_bounds = tuple(((bound - self._centre) / self._half_range).astype(np.float32) for bound in (low, high))
         """Raw actions from which on the environment's is clipped, below and above. Shape (1, A) each."""
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:

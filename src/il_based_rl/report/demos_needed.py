@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,7 +60,9 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
     counts = _counts(config, dataset)
     demonstrated = _estimate(dataset.returns, config.seed)
     told = f" (an interval of few episodes, {dataset.num_episodes}, is Student's t)" if dataset.num_episodes < FEW else ""
-    cli.say(f"Demonstrated: mean return {demonstrated}{told}")
+    noise = dataset.metadata.get("action_noise")
+    disturbed = f", under an action noise of {noise}" if isinstance(noise, float) and noise > 0.0 else ""
+    cli.say(f"Demonstrated: mean return {demonstrated}{disturbed}{told}")
     points: list[Point] = []
     work = cli.Progress("cloning", len(counts) * config.num_seeds, "student", quiet=config.quiet)
     with fitting_threads(config.hidden_dims), EpisodePlayers(_env_id(config, dataset), config.eval_episodes) as players, work:
@@ -67,14 +71,19 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
             points.append(_point(config, dataset, count, players, work))
             cli.say(f"{count:>6} demonstrations: mean return {_shown(points[-1])}")
             _write(config, points, demonstrated)
-    enough = next((point.demos for point in points if point.high >= demonstrated.low), None)
-    cli.say(
-        "No number of demonstrations gave students whose interval meets the demonstrator's"
-        if enough is None
-        else f"From {enough} demonstrations on, the students' interval meets the demonstrator's"
-    )
+    cli.say(_conclusion(points, demonstrated))
     cli.say(f"Numbers and figure saved to {save_path} and {save_path.with_suffix('.svg')}")
     return points
+
+
+def _conclusion(points: list[Point], demonstrated: Estimate) -> str:
+    """Say from which number of demonstrations on the students' interval meets the demonstrator's, to the last."""
+    if math.isnan(demonstrated.low) or any(math.isnan(point.low) for point in points):
+        return "How many are enough cannot be told without intervals; several demonstrations and --num-seeds 2 give them"
+    meeting = list(itertools.takewhile(lambda point: point.high >= demonstrated.low, reversed(points)))
+    if not meeting:
+        return "No number of demonstrations gave students whose interval meets the demonstrator's"
+    return f"From {meeting[-1].demos} demonstrations on, the students' interval meets the demonstrator's"
 
 
 def _counts(config: DemosNeededConfig, dataset: DemoDataset) -> list[int]:
@@ -83,7 +92,12 @@ def _counts(config: DemosNeededConfig, dataset: DemoDataset) -> list[int]:
     if too_many := [count for count in config.counts if count > most]:
         raise ConfigError(f"--counts {too_many[0]} is more than the {most} episodes of {config.demo_path}")
     doubling = [2**k for k in range(most.bit_length()) if 2**k < most]
-    return sorted(set(config.counts)) or [*doubling, most]
+    counts = sorted(set(config.counts)) or [*doubling, most]
+    if config.bc.patience is not None and counts[0] == 1:
+        if config.counts or most == 1:
+            raise ConfigError("--patience needs episodes to hold out, of which --counts 1 leaves none")
+        counts = counts[1:]
+    return counts
 
 
 def _env_id(config: DemosNeededConfig, dataset: DemoDataset) -> str:
@@ -94,7 +108,7 @@ def _env_id(config: DemosNeededConfig, dataset: DemoDataset) -> str:
 
 
 def _point(config: DemosNeededConfig, dataset: DemoDataset, count: int, players: EpisodePlayers, work: cli.Progress) -> Point:
-    """Clone one student for each seed, from episodes drawn anew, and let all play from the same start states."""
+    """Clone one student for each seed, from the first episodes in an order of its own; all play from the same start states."""
     import numpy as np
 
     from il_based_rl.agent import BCAgent

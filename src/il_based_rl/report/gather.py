@@ -173,7 +173,7 @@ def _demonstrations(run: FoundRun, folder: Path) -> DemoDataset | None:
     path, rounds = run.settings.get("demo_path"), run.payload.get("dagger")
     wanted = rounds.get("demonstrations") if isinstance(rounds, dict) else run.settings.get("demonstrations")
     places = [] if not isinstance(path, str) else [Path(path), folder / path, folder / "demos" / Path(path).name]
-    for place in [*places, *sorted(run.folder.glob("demos_*.npz"), reverse=True)]:
+    for place in [*places, run.folder / "demos.npz"]:
         with contextlib.suppress(UserError):
             demos = DemoDataset.load(place)
             most = run.settings.get("max_demos")
