@@ -199,7 +199,7 @@ def points(*intervals):
         ([(0.0, 3.0), (4.0, 9.0), (7.0, 9.0)], "From 2 demonstrations on, the students' interval meets"),
         ([(0.0, 9.0), (4.0, 7.0), (7.0, 9.0)], "From 4 demonstrations on, the students' interval meets"),
         ([(0.0, 9.0), (4.0, 7.0)], "No number of demonstrations gave students whose interval meets"),
-        ([(0.0, math.nan), (4.0, 9.0)], "How many are enough cannot be told without intervals"),
+        ([(math.nan, math.nan), (4.0, 9.0)], "How many are enough cannot be told without intervals"),
     ],
 )
 def test_enough_is_from_where_on_all_intervals_meet_the_demonstrators(intervals, says):
