@@ -47,8 +47,10 @@ ROUNDS, ROUND_STEPS = 15, 2_000
 """Of DAgger: 2,000 steps of the expert's, then 28,000 of the student's."""
 CLONED_EPOCHS = 240
 """Of the clone from as many labels: it sees as many examples as DAgger's student in all its rounds together."""
-AFTER_STEPS = 300_000
-"""Of fine-tuning after DAgger."""
+AFTER_STEPS, GATE_STEPS = 300_000, 10_000
+"""Of fine-tuning after DAgger, and from one gate to the next in it, as the command has by default."""
+AFTER: dict[str, Any] = {"actor_lr": 1e-4, "lr_schedule": "linear"}
+"""What differs from the defaults in it, chosen on seed 0: a student that is as good as its expert is changed with more care."""
 
 
 @dataclass(frozen=True)
@@ -125,18 +127,22 @@ def plain(task: Task) -> Any:
     return PPOConfig(n_steps=task.n_steps, gamma=task.gamma, gae_lambda=task.gae_lambda, lr_schedule="linear")
 
 
-def tuned(task: Task, steps: int, guard: Any, student: Any, seed: int, envs: Any, judge: Any) -> Iterator[tuple[int, Any]]:
-    """Fine-tune a student; yield its steps and the policy that would be saved, at each evaluation."""
+def tuned(task: Task, after: bool, guard: Any, student: Any, seed: int, envs: Any, judge: Any) -> Iterator[tuple[int, Any]]:
+    """Fine-tune a clone, or a student after DAgger; yield its steps and the policy that would be saved, at each evaluation."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
     from il_based_rl.config import FinetuneConfig
     from il_based_rl.ppo_agent import PPOAgent
 
+    steps, gates = (AFTER_STEPS, GATE_STEPS) if after else (task.steps, task.steps // POINTS)
     ppo = replace(FinetuneConfig().ppo, n_steps=task.n_steps, gamma=task.gamma, gae_lambda=task.gae_lambda)
+    if after:
+        guard, ppo = replace(guard, actor_lr=AFTER["actor_lr"]), replace(ppo, lr_schedule=AFTER["lr_schedule"])
     tuner = GuardedPPO.from_clone(student.policy, guard, ppo, seed=seed)
     judge(tuner)
     for progress in tuner.learn(envs, steps):
-        if progress.passes_multiple_of(steps // POINTS):
+        if progress.passes_multiple_of(gates):
             judge(tuner)
+        if progress.passes_multiple_of(steps // POINTS):
             yield progress.env_steps, PPOAgent.from_payload(tuner.payload(), "memory")
 
 
@@ -236,7 +242,7 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
                     if guard.action_std is None:
                         row["action_std"] = fitting_std(begun, players, gates[:20], guard, seed)
                         guard = replace(guard, action_std=row["action_std"])
-                    points = tuned(task, AFTER_STEPS if "DAgger" in arm else task.steps, guard, begun, seed, envs, judge)
+                    points = tuned(task, "DAgger" in arm, guard, begun, seed, envs, judge)
                 for steps, agent in points:
                     row["steps"].append(steps)
                     row["returns"].append(returns(agent))
