@@ -152,6 +152,7 @@ class BCAgent:
         policy.normalizer.fit(features)
         inputs, targets = rule.prepared(policy.normalizer.as_numpy()(features)), rule.prepared(examples)
         validation = None if held_out is None else self._examples(held_out)
+        regularized = self.config.l2_coef > 0.0 or self.log_std is not None
         while not self.finished:
             self.optimizer.lr = config.lr * (1.0 - self.epochs / config.epochs)
             order = rule.prepared(self._order.permutation(len(examples)))
@@ -160,7 +161,8 @@ class BCAgent:
             for start in range(0, len(examples), config.batch_size):
                 minibatch = slice(start, start + config.batch_size)
                 loss = rule.differentiate(shuffled_inputs[minibatch], shuffled_targets[minibatch])
-                self._regularize()
+                if regularized:
+                    self._regularize()
                 self.optimizer.step()
                 loss_sum += loss * len(shuffled_targets[minibatch])
             self.epochs += 1
