@@ -17,6 +17,7 @@ import toy_envs  # noqa: F401 - registers the environments
 
 from il_based_rl import cli, train, train_ppo
 from il_based_rl.__main__ import main
+from il_based_rl.algorithms import dagger, finetune
 from il_based_rl.collect import collect_demos
 from il_based_rl.experiment.sinks import GuardedSink
 from il_based_rl.files import read_rows
@@ -141,9 +142,14 @@ def test_every_metric_is_explained():
     explained = set(re.findall(r"^\| `(\w+)`", (Path(__file__).parents[1] / "docs/metrics.md").read_text(), re.MULTILINE))
     train_ppo.main(TINY.split())
     collect_demos("toy/Counter-v0", lambda obs: [0.0, 0.0], 12, seed=0).save("d.npz")
-    train.main(["--demo-path", "d.npz", "--save-path", "c/b.pt", "--epochs", "2", "--hidden-dims", "8"])
-    told = {name for path in ("c/a", "c/b") for row in read_rows(f"{path}/metrics.jsonl") for name in row}
-    assert told == explained
+    student = ["--demo-path", "d.npz", "--save-path", "c/b.pt", "--epochs", "2", "--hidden-dims", "8"]
+    train.main([*student, "--eval-env-id", "toy/Counter-v0"])
+    small = "--env-id toy/Counter-v0 --eval-episodes 2 --final-episodes 2"
+    dagger.main(f"{small} --expert c/a.pt --rounds 2 --round-steps 20 --epochs 1 --save-path c/d.pt".split())
+    tuned = "--total-timesteps 256 --n-steps 64 --warmup-rollouts 1 --eval-interval 64 --save-path c/f.pt"
+    finetune.main(f"{small} --checkpoint c/b.pt {tuned}".split())
+    told = {name for path in ("c/a", "c/b", "c/d", "c/f") for row in read_rows(f"{path}/metrics.jsonl") for name in row}
+    assert told | {"share_of_expert"} == explained  # which is told where an expert is above a random policy, as nobody is here
 
 
 # ---- TensorBoard ----

@@ -16,6 +16,7 @@ from torch import nn
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.agent import BCAgent
 from il_based_rl.buffer import RolloutBatch
+from il_based_rl.cloning_losses import CloningLoss
 from il_based_rl.cloning_updates import FusedCloning, ReferenceCloning
 from il_based_rl.config import BCConfig, PPOConfig
 from il_based_rl.dataset import DemoDataset
@@ -130,23 +131,28 @@ def test_the_gradient_of_ppos_whole_loss_is_autograds(
 
 
 @settings(max_examples=100, deadline=None)
-@given(action_space=action_spaces(), network=networks(), size=st.integers(1, 100))
-def test_the_gradient_of_the_cloning_loss_is_autograds(action_space, network, size):
+@given(action_space=action_spaces(), network=networks(), size=st.integers(1, 100), which=st.integers(0, 5))
+def test_the_gradients_of_the_cloning_losses_are_autograds(action_space, network, size, which):
     num_features, hidden_dims, activation, seed = network
     space = spaces.Box(-np.inf, np.inf, (num_features,))
     policy = randomized(MLPPolicy(space, action_space, hidden_dims, activation=activation), seed).double()
     random = np.random.default_rng(seed)
     inputs = random.normal(size=(size, num_features))
-    targets = policy.head.mode(random.normal(size=(size, policy.head.num_outputs)))
+    head = policy.head
+    fitting = ("mse", "huber", "l1", "nll", "bounded-nll", "kl") if head.continuous else ("cross-entropy", "kl")
+    loss = CloningLoss(BCConfig(loss=fitting[which % len(fitting)]), head)
+    outputs = random.normal(size=(size, head.num_outputs))
+    log_std = nn.Parameter(torch.from_numpy(random.normal(size=head.num_outputs))) if loss.learns_std else None
+    targets = loss.targets(head.to_env(head.mode(outputs)), head.distribution(outputs, random.normal(size=head.num_outputs)))
     targets = targets.astype(np.float64) if targets.dtype.kind == "f" else targets
-    flat = FlatParameters([policy.network])
-    reference, fused = ReferenceCloning(policy, flat, CPU), FusedCloning(policy)
+    flat = FlatParameters([policy.network], [] if log_std is None else [log_std])
+    reference, fused = ReferenceCloning(policy, loss, log_std, flat, CPU), FusedCloning(policy, loss, log_std)
     wanted_loss = reference.differentiate(reference.prepared(inputs), reference.prepared(targets))
     wanted = flat.grad.clone()
     flat.grad.fill_(7.0)
-    loss = fused.differentiate(fused.prepared(inputs), fused.prepared(targets))
-    assert relative(flat.grad, wanted) < 1e-9
-    assert loss == pytest.approx(wanted_loss.item(), rel=1e-9, abs=1e-12)
+    found = fused.differentiate(fused.prepared(inputs), fused.prepared(targets))
+    assert relative(flat.grad, wanted) < 1e-8
+    assert found == pytest.approx(wanted_loss.item(), rel=1e-9, abs=1e-12)
 
 
 # ---- whole updates ----
