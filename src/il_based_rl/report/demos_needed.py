@@ -69,7 +69,7 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
         dataset.require_env(players.env_id, players.observation_space, players.action_space)
         for count in counts:
             points.append(_point(config, dataset, count, players, work))
-            cli.say(f"{count:>6} demonstrations: mean return {_shown(points[-1])}")
+            cli.say(f"{count:>6} demonstration{'s' * (count > 1)}: mean return {_shown(points[-1])}")
             _write(config, points, demonstrated)
     cli.say(_conclusion(points, demonstrated))
     cli.say(f"Numbers and figure saved to {save_path} and {save_path.with_suffix('.svg')}")
@@ -83,7 +83,8 @@ def _conclusion(points: list[Point], demonstrated: Estimate) -> str:
     meeting = list(itertools.takewhile(lambda point: point.high >= demonstrated.low, reversed(points)))
     if not meeting:
         return "No number of demonstrations gave students whose interval meets the demonstrator's"
-    return f"From {meeting[-1].demos} demonstrations on, the students' interval meets the demonstrator's"
+    count = meeting[-1].demos
+    return f"From {count} demonstration{'s' * (count > 1)} on, the students' interval meets the demonstrator's"
 
 
 def _counts(config: DemosNeededConfig, dataset: DemoDataset) -> list[int]:
