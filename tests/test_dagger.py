@@ -321,6 +321,8 @@ def test_demonstrations_may_name_their_environment_with_its_module_or_without(ag
         spaces = (players.observation_space, players.action_space)
     aggregated.require_env(f"some.module:{ENV}", *spaces)
     replace(aggregated, metadata={**aggregated.metadata, "env_id": f"some.module:{ENV}"}).require_env(ENV, *spaces)
+    with pytest.raises(SpaceMismatchError, match=r"are of Pendulum-v1, not of some\.module:Other-v0"):
+        aggregated.require_env("some.module:Other-v0", *spaces)
 
 
 def test_noise_asks_for_as_many_actions_as_there_are_situations():
