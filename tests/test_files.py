@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import stat
+import sys
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from il_based_rl.files import (
     write_arrays,
     write_checkpoint,
 )
+from il_based_rl.files import rows as rows_module
 from il_based_rl.policy import MLPPolicy
 from il_based_rl.ppo_agent import PPOAgent
 
@@ -182,6 +184,7 @@ def test_rows_come_back_with_null_for_what_is_not_finite(tmp_path):
     rows = RowFile(tmp_path / "new" / "metrics.jsonl")
     rows.append({"step": 1, "loss": float("nan"), "best": float("-inf")})
     rows.append({"step": 2, "loss": 0.5, "name": "x"})
+    rows.flush()
     assert read_rows(rows.path) == [{"step": 1, "loss": None, "best": None}, {"step": 2, "loss": 0.5, "name": "x"}]
     rows.close()
     assert "NaN" not in rows.path.read_text()
@@ -191,8 +194,46 @@ def test_rows_are_added_to_an_existing_file(tmp_path):
     for step in (1, 2):
         rows = RowFile(tmp_path / "metrics.jsonl")
         rows.append({"step": step})
+        rows.flush()
         rows.close()
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_signal_anywhere_in_a_write_neither_loses_nor_doubles_a_row(tmp_path):
+    """A signal's handler may raise between any two instructions; here it does so at each in turn."""
+
+    def strike_at(instruction):
+        left = instruction
+
+        def trace(frame, event, _):
+            nonlocal left
+            frame.f_trace_opcodes = frame.f_code.co_filename == rows_module.__file__
+            if event == "opcode" and (left := left - 1) < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    struck = 0
+    while True:
+        rows = RowFile(tmp_path / f"{struck}.jsonl")
+        for step in (1, 2):
+            rows.append({"step": step})
+        sys.settrace(strike_at(struck))
+        try:
+            rows.flush()
+        except KeyboardInterrupt:
+            struck += 1
+        else:
+            break
+        finally:
+            sys.settrace(None)
+        rows.append({"step": 3})
+        rows.flush()
+        rows.close()
+        assert [row["step"] for row in read_rows(rows.path)] == [1, 2, 3]
+    assert struck > 20
 
 
 @pytest.mark.parametrize("cut", range(1, 13))

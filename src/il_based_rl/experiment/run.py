@@ -219,7 +219,6 @@ class Run:
         self._started = time.monotonic() - float(before.get("wall_seconds", 0.0))
         self._resumes = list(before.get("resumes", []))
         self._saved_step, self._failed_saves = -1, 0
-        self._waiting_rows: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
             stack.enter_context(files.exclusive())
             if resumed_from is not None:
@@ -254,18 +253,16 @@ class Run:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one row, and pass it on; rows that cannot be written wait, and never stop a run."""
-        self._waiting_rows.append({"step": step, "wall_seconds": round(self.wall_seconds, 3), **metrics})
+        self._rows.append({"step": step, "wall_seconds": round(self.wall_seconds, 3), **metrics})
         self._write_rows()
         for sink in self._sinks:
             sink.log(metrics, step)
 
     def _write_rows(self) -> None:
         try:
-            while self._waiting_rows:
-                self._rows.append(self._waiting_rows[0])
-                self._waiting_rows.pop(0)
+            self._rows.flush()
         except FileWriteError as error:
-            if len(self._waiting_rows) == 1:
+            if self._rows.waiting == 1:
                 notice(f"{error}; training goes on, and its rows of metrics wait")
 
     def keep(self, agent: Resumable, step: int, eval_reward: float | None = None, *, periodic: bool = False) -> None:

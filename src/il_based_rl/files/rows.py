@@ -16,7 +16,11 @@ from il_based_rl.files.writing import atomic_file, unwritable, write_text
 
 
 class RowFile:
-    """A text file of JSON objects, one a line (`.jsonl`), to which rows are added and flushed one by one."""
+    """A text file of JSON objects, one a line (`.jsonl`), to which rows are added.
+
+    Rows that cannot be written wait. Wherever a signal interrupts it, and whatever a failed write left behind, the next
+    `flush` goes on from the end of what is known to be written, so that no row is lost and none is there twice.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -25,25 +29,40 @@ class RowFile:
             self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise unwritable(path, error) from error
+        self._state: tuple[int, tuple[bytes, ...]] = (self._handle.seek(0, os.SEEK_END), ())
+        # Where the file ends, and the rows that are to follow: in one, as a signal may come between two assignments.
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; NaN and infinity, which JSON lacks, become null.
+        """Add one row to those that wait; NaN and infinity, which JSON lacks, become null."""
+        end, waiting = self._state
+        self._state = end, (*waiting, (json.dumps(_finite(dict(row))) + "\n").encode())
+
+    @property
+    def waiting(self) -> int:
+        """Number of rows that wait."""
+        return len(self._state[1])
+
+    def flush(self) -> None:
+        """Write the rows that wait.
 
         Raises:
-            FileWriteError: The row could not be written; the file is as it was.
+            FileWriteError: They could not be written; the file is as it was, and they wait on.
         """
-        line = (json.dumps(_finite(dict(row))) + "\n").encode()
-        end = self._handle.seek(0, os.SEEK_END)
+        end, waiting = self._state
+        lines = b"".join(waiting)
         try:
-            if self._handle.write(line) != len(line):
+            if self._handle.seek(0, os.SEEK_END) != end:
+                self._handle.truncate(end)
+            if self._handle.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._handle.truncate(end)
             raise unwritable(self.path, error) from error
+        self._state = end + len(lines), ()
 
     def close(self) -> None:
-        """Close the file; what could not be written was reported by `append`."""
+        """Close the file; what could not be written was reported by `flush`."""
         with contextlib.suppress(OSError):
             self._handle.close()
 
