@@ -276,22 +276,96 @@ def test_a_fault_in_a_worker_is_one_line_that_says_where_and_the_run_can_go_on(f
 
 
 @pytest.mark.parametrize(("num_envs", "vectorization"), [(1, "sync"), (3, "sync"), (3, "async")])
-def test_an_observation_outside_its_bounds_is_a_fault_where_bounds_are_strict(num_envs, vectorization, capsys, monkeypatch):
-    error = misbehave(capsys, monkeypatch, "observation outside", num_envs, vectorization, "--strict-bounds")
-    says = r"the observation is outside its space's bounds: \[1.25\] where \[-1.0\] to \[1.0\] are allowed"
+@pytest.mark.parametrize("flags", ["", "--bounds strict"])
+def test_an_observation_outside_its_bounds_is_a_fault(flags, num_envs, vectorization, capsys, monkeypatch):
+    error = misbehave(capsys, monkeypatch, "observation outside", num_envs, vectorization, flags)
+    says = r"the observation is outside its space's bounds: \[1.25\] where \[-1.0\] to \[1.0\] are allowed; .*--bounds any"
     assert re.fullmatch(f"error: environment {num_envs - 1}, seed {seed_of(num_envs - 1)}, {PLACE}{says}", error)
 
 
-def test_an_observation_outside_its_bounds_is_taken_as_it_is_where_they_are_not(capsys, monkeypatch):
-    code, _ = main(capsys, train_ppo(register(monkeypatch, "observation outside", 0), "--total-timesteps 96"))
+def test_an_observation_outside_its_bounds_is_taken_as_it_is_where_any_may_be(capsys, monkeypatch):
+    code, _ = main(capsys, train_ppo(register(monkeypatch, "observation outside", 0), "--total-timesteps 96 --bounds any"))
     assert code == 0
     assert steps_kept() == 96
 
 
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("bounds", ["auto", "strict", "any"])
+def test_lunar_lander_is_known_to_leave_its_bounds(bounds, vectorization):
+    from il_based_rl.envs import make_envs
+    from il_based_rl.errors import EnvironmentFaultError
+
+    with make_envs("LunarLander-v3", 2, vectorization=vectorization, bounds=bounds) as envs:
+        envs.reset([1, 1])
+        ascend = lambda: [envs.step(np.array([2, 2])) for _ in range(60)]  # noqa: E731 - which leads out of sight
+        if bounds == "strict":
+            with pytest.raises(EnvironmentFaultError, match=r"step 56, after action 2: .* outside its space's bounds: \[2.5"):
+                ascend()
+        else:
+            assert ascend()[-1].rows[0, 1] > envs.observation_space.high[1]
+
+
+@pytest.mark.parametrize(("dtype", "beyond"), [(np.float32, 1e-7), (np.float64, 1e-7), (np.float16, 1e-3)])
+@pytest.mark.parametrize("sent", [np.float32, np.float64])
+def test_what_rounding_adds_to_a_bound_is_no_fault_and_more_is(dtype, beyond, sent):
+    from il_based_rl.envs import Player
+    from il_based_rl.errors import EnvironmentFaultError
+
+    env = Faulty("none", -1)
+    env.observation_space = gym.spaces.Box(np.array([-1.0, -np.inf], dtype), np.array([1.0, 0.0], dtype), dtype=dtype)
+    player = Player(env, strict_bounds=True)
+    for fitting in ([1.0 + beyond, beyond], [-1.0 - beyond, -0.0], [0.5, -1e9 if dtype is not np.float16 else -6e4]):
+        env.reset = lambda fitting=fitting, **_: (np.array(fitting, sent), {})
+        player.reset(1)
+    for outside in ([1.02, 0.0], [-1.02, 0.0], [0.0, 0.02]):
+        env.reset = lambda outside=outside, **_: (np.array(outside, sent), {})
+        with pytest.raises(EnvironmentFaultError, match=r"outside its space's bounds: \[-?[01]\.[^,]*\] where"):
+            player.reset(1)
+
+
+@pytest.mark.parametrize("size", [2, 40])
+def test_the_largest_number_of_a_type_is_no_bound(size):
+    from il_based_rl.envs import Player
+
+    env, most = Faulty("none", -1), np.finfo(np.float32).max
+    env.observation_space = gym.spaces.Box(-most, most, (size,), np.float32)
+    player = Player(env, strict_bounds=True)
+    env.reset = lambda **_: (np.full(size, most), {})
+    player.reset(1)
+
+
+@pytest.mark.parametrize("size", [2, 40])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_what_is_not_finite_is_a_fault_whatever_the_bounds(size, value):
+    from il_based_rl.envs import Player
+    from il_based_rl.errors import EnvironmentFaultError
+
+    env = Faulty("none", -1)
+    env.observation_space = gym.spaces.Box(-1.0, np.array([np.inf] * size, np.float32), (size,), np.float32)
+    player = Player(env, strict_bounds=True)
+    env.reset = lambda **_: (np.append(np.zeros(size - 1), value), {})
+    with pytest.raises(EnvironmentFaultError, match="not finite in float32"):
+        player.reset(1)
+
+
+def test_whole_numbers_outside_their_bounds_are_a_fault():
+    from il_based_rl.envs import Player
+    from il_based_rl.errors import EnvironmentFaultError
+
+    env = Faulty("none", -1)
+    env.observation_space = gym.spaces.Box(0, 4, (2,), np.int64)
+    player = Player(env, strict_bounds=True)
+    env.reset = lambda **_: (np.array([0, 4]), {})
+    player.reset(1)
+    env.reset = lambda **_: (np.array([0, 5]), {})
+    with pytest.raises(EnvironmentFaultError, match=r"\[5\] where \[0\] to \[4\] are allowed"):
+        player.reset(1)
+
+
 def test_strict_bounds_are_refused_for_envpool(capsys):
-    code, lines = main(capsys, train_ppo("Pendulum-v1", "--strict-bounds --env-backend envpool"))
+    code, lines = main(capsys, train_ppo("Pendulum-v1", "--bounds strict --env-backend envpool"))
     assert code == 2
-    assert "--strict-bounds looks at Gymnasium's environments;" in " ".join(" ".join(lines).split())
+    assert "--bounds strict looks at Gymnasium's environments;" in " ".join(" ".join(lines).split())
 
 
 @pytest.mark.parametrize("fault", ["hangs", "hangs at reset"])
@@ -435,13 +509,6 @@ def test_an_environment_that_cannot_be_closed_loses_nothing_and_is_no_traceback(
 
 
 # ---- what is let pass ----
-
-
-def test_observations_outside_their_bounds_are_accepted(capsys, monkeypatch):
-    # Many common environments have such; the bounds of observations are not used for anything.
-    monkeypatch.setattr(Faulty, "_obs", lambda self: np.array([5.0, -3.0], np.float32))
-    code, lines = main(capsys, train_ppo(register(monkeypatch, "none", 0), "--total-timesteps 64 --vectorization sync"))
-    assert (code, lines) == (0, [])
 
 
 @pytest.mark.parametrize("flag", [np.bool_(True), 1, np.array(True), np.array([True])], ids=repr)

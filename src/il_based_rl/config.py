@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from il_based_rl.errors import ConfigError
 
 Settings = TypeVar("Settings")
+Bounds = Literal["auto", "strict", "any"]
 
 MAX_WIDTH = 65_536
 """Widest hidden layer; a typing error beyond it would ask for more memory than there is."""
@@ -210,8 +211,9 @@ class TrainPPOConfig:
     """Whose environments to train in; evaluation is always in Gymnasium's."""
     env_timeout: float = 20.0
     """Seconds that a worker process may take for one step of its environments before it is taken for dead."""
-    strict_bounds: bool = False
-    """Take an observation outside its bounds for an error; common environments, such as LunarLander-v3, leave theirs."""
+    bounds: Bounds = "auto"
+    """Whether an observation outside its space's bounds is an error (strict) or taken as it is (any); auto is strict, but for
+    Gymnasium's LunarLander and BipedalWalker, which leave theirs."""
     device: str = "cpu"
     """Where the updates run: cpu, cuda, or cuda:1 and so on."""
     quiet: bool = False
@@ -229,8 +231,8 @@ class TrainPPOConfig:
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require_rollout(self.ppo, self.num_envs)
-        if self.strict_bounds and self.env_backend == "envpool":
-            raise ConfigError("--strict-bounds looks at Gymnasium's environments; leave it or --env-backend envpool out")
+        if self.bounds == "strict" and self.env_backend == "envpool":
+            raise ConfigError("--bounds strict looks at Gymnasium's environments; leave it or --env-backend envpool out")
 
 
 @dataclass(frozen=True)
@@ -500,8 +502,9 @@ class FinetuneConfig:
     """Step the environments in this process (sync), in worker processes (async), or as their cost suggests (auto)."""
     env_timeout: float = 20.0
     """Seconds that a worker process may take for one step of its environments before it is taken for dead."""
-    strict_bounds: bool = False
-    """Take an observation outside its bounds for an error; common environments, such as LunarLander-v3, leave theirs."""
+    bounds: Bounds = "auto"
+    """Whether an observation outside its space's bounds is an error (strict) or taken as it is (any); auto is strict, but for
+    Gymnasium's LunarLander and BipedalWalker, which leave theirs."""
     device: str = "cpu"
     """Where the updates run: cpu, cuda, or cuda:1 and so on."""
     quiet: bool = False
@@ -645,6 +648,8 @@ class PipelineConfig:
     """Random seed of all stages."""
     output_dir: str = "."
     """Folder under which checkpoints/, demos/ and report.html are written."""
+    bounds: Bounds = "auto"
+    """Whether an observation outside its space's bounds is an error where something is trained, see `il-rl train-ppo`."""
     video: bool = True
     """Whether to film expert and student for the report, where that can be done."""
     quiet: bool = False

@@ -244,7 +244,8 @@ def _values(env_id: str) -> Iterator[Finding]:
     if misfit:
         yield (
             WARN,
-            f"{misfit}; nothing here relies on that, and --strict-bounds makes it an error; mend the bounds or the number type",
+            f"{misfit}; out of bounds is an error in training, but with --bounds any or in Gymnasium's that are known for it; "
+            "mend the bounds or the number type",
         )
     else:
         yield PASS, "observations are in their space"

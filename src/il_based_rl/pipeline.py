@@ -63,7 +63,7 @@ def pipeline(config: PipelineConfig) -> Comparison:
     common: dict[str, Any] = {"seed": config.seed, "quiet": config.quiet}
     tracked = common | {"tracking": config.tracking}
     usual = with_preset(TrainPPOConfig(), config.env_id) if config.preset else TrainPPOConfig(config.env_id)
-    train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **tracked))
+    train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, bounds=config.bounds, **tracked))
     collect(CollectConfig(config.env_id, expert, num_episodes=config.num_demo_episodes, save_path=demos, **common))
     train(TrainConfig(demos, save_path=str(policies["student"]), bc=bc, **tracked))
     last = policies["student"]
@@ -72,7 +72,8 @@ def pipeline(config: PipelineConfig) -> Comparison:
         run_dagger(DaggerConfig(config.env_id, expert, demos, save_path=str(last), rounds=config.dagger, **tracked))
     if config.finetune:
         begun, ended = str(last), str(policies["fine-tuned student"])
-        run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, save_path=ended, **tracked))
+        tracked |= {"save_path": ended, "bounds": config.bounds}
+        run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, **tracked))
     comparison = _compared(config, policies)
     cli.say(f"\n{comparison.markdown()}")
     runs = [read_run(RunFiles(path).folder) for path in policies.values()]

@@ -86,7 +86,7 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
             vectorization=config.vectorization,
             backend=config.env_backend,
             timeout=config.env_timeout,
-            strict_bounds=config.strict_bounds,
+            bounds=config.bounds,
         ) as envs,
         EpisodePlayers(config.env_id, config.eval_episodes) as players,
     ):

@@ -169,7 +169,7 @@ def _world(config: FinetuneConfig) -> Iterator[tuple[Envs, EpisodePlayers]]:
             config.num_envs,
             vectorization=config.vectorization,
             timeout=config.env_timeout,
-            strict_bounds=config.strict_bounds,
+            bounds=config.bounds,
         ) as envs,
         EpisodePlayers(config.env_id, config.eval_episodes) as players,
     ):

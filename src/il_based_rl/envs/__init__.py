@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from il_based_rl.envs.bounds import LEAVING_BOUNDS
 from il_based_rl.envs.in_process import InProcessEnvs
 from il_based_rl.envs.pool import EnvPoolEnvs
 from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, LEVELS, Envs, EnvState, StepRecord
@@ -47,7 +48,7 @@ def make_envs(
     vectorization: str = "auto",
     backend: str = "gymnasium",
     timeout: float | None = None,
-    strict_bounds: bool = False,
+    bounds: str = "auto",
 ) -> Envs:
     """Make environments to train in.
 
@@ -60,16 +61,18 @@ def make_envs(
             long enough to pay for it and there are several environments and cores.
         backend: `gymnasium`, or `envpool` for its C++ environments, which step themselves in threads.
         timeout: Seconds that a worker process may take for a step before it is taken for dead, see `WorkerEnvs`.
-        strict_bounds: Whether an observation outside its space's bounds is an error, see `Player`; not with envpool.
+        bounds: Whether an observation outside its space's bounds is an error: `strict` yes, `any` no, `auto` yes but in
+            `LEAVING_BOUNDS`. envpool's are not looked at.
 
     Raises:
         See `make_env`, `WorkerEnvs` and `EnvPoolEnvs`.
     """
     if backend == "envpool":
         return EnvPoolEnvs(env_id, num_envs)
+    strict = bounds == "strict" or (bounds == "auto" and env_id not in LEAVING_BOUNDS)
     if vectorization == "async" or (vectorization == "auto" and num_envs > 1 and pays_to_share(env_id, num_envs)):
-        return WorkerEnvs(env_id, num_envs, timeout=timeout, strict_bounds=strict_bounds)
-    return InProcessEnvs(env_id, num_envs, strict_bounds=strict_bounds)
+        return WorkerEnvs(env_id, num_envs, timeout=timeout, strict_bounds=strict)
+    return InProcessEnvs(env_id, num_envs, strict_bounds=strict)
 
 
 def as_envs(envs: Envs | gym.vector.VectorEnv[Any, Any, Any]) -> Envs:

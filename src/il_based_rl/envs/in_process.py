@@ -62,17 +62,21 @@ class InProcessEnvs:
 
     def step(self, actions: np.ndarray) -> StepRecord:
         """See `Envs`."""
-        record = self.record
+        record, watched = self.record, self.watch is not None
+        rows, rewards = record.rows, record.rewards
         record.final_rows = {}
+        record.terminated.fill(False)
+        record.truncated.fill(False)
         for i, player in enumerate(self._players):
-            self._note(player.index, player.episode, player.steps + 1)
-            reward, terminated, truncated = player.step(actions[i])
+            if watched:
+                self._note(player.index, player.episode, player.steps + 1)
+            rewards[i], terminated, truncated = player.step(actions[i])
             if terminated or truncated:
+                record.terminated[i], record.truncated[i] = terminated, truncated
                 record.final_rows[i] = np.array(player.row)
                 self._note(player.index, player.episode + 1, 0)
                 player.reset()
-            record.rows[i], record.rewards[i] = player.row, reward
-            record.terminated[i], record.truncated[i] = terminated, truncated
+            rows[i] = player.row
         return record
 
     def states(self) -> list[EnvState | None]:

@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from il_based_rl.envs.bounds import short
 from il_based_rl.envs.record import EnvState, StepRecord
-from il_based_rl.envs.single import short
 from il_based_rl.errors import ConfigError, EnvironmentFaultError
 from il_based_rl.spaces import ObservationCodec
 

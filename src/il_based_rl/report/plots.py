@@ -35,7 +35,7 @@ _NOT_COMPARED = {
     "resume",
     "save_path",
     "seed",
-    "strict_bounds",
+    "bounds",
     "tracking",
     "vectorization",
 }
