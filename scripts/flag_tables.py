@@ -26,6 +26,7 @@ COMMANDS = {
     "runs": config.RunsConfig,
     "plot": config.PlotConfig,
     "pipeline": config.PipelineConfig,
+    "tune": config.TuneConfig,
     "presets": config.PresetsConfig,
     "doctor": config.DoctorConfig,
 }

@@ -23,6 +23,7 @@ COMMANDS = {
     "runs": ("il_based_rl.report.listing", "list the runs under a folder"),
     "plot": ("il_based_rl.report.plots", "draw learning curves of runs"),
     "pipeline": ("il_based_rl.pipeline", "all of these, one after the other"),
+    "tune": ("il_based_rl.algorithms.tune", "search for settings of PPO, and prove them on new seeds"),
     "presets": ("il_based_rl.presets", "list the settings of PPO that are kept for environments"),
     "doctor": ("il_based_rl.doctor", "check the installation, the machine and an environment"),
 }

@@ -627,6 +627,41 @@ class DemosNeededConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """Settings of `il-rl tune`."""
+
+    env_id: str = "Pendulum-v1"
+    """Gymnasium environment ID."""
+    trials: int = 50
+    """Settings to try in all, those of a search that is gone on with included."""
+    total_timesteps: int = 100_000
+    """Environment steps of each trial; what is best for so many need not be for ten times as many."""
+    eval_episodes: int = 20
+    """Episodes by which a trial is judged, from the same start states for all."""
+    confirm_seeds: int = 3
+    """Seeds that the search never saw, on which the best settings and the defaults are trained in the end; 0 for none."""
+    seed: int = 0
+    """Random seed of the search."""
+    save_path: str = "tuning/search.db"
+    """The search's SQLite file; one that is there is gone on with."""
+    workers: int | None = None
+    """Trials side by side, in processes of their own; None runs as many as there are cores. One alone gives the same search
+    every time."""
+    bounds: Bounds = "auto"
+    """Whether an observation outside its space's bounds is an error, see `il-rl train-ppo`."""
+    quiet: bool = False
+    """Print no line for each trial."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "trials", "total_timesteps")
+        _require_episodes("eval_episodes", self.eval_episodes)
+        _require(self.confirm_seeds >= 0, "confirm_seeds", self.confirm_seeds, "0 or more")
+        _require(self.workers is None or self.workers > 0, "workers", self.workers, "above 0")
+        _require_seed(self.seed)
+        _require_file("save_path", self.save_path)
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
     """Settings of `il-rl pipeline`."""
 

@@ -25,6 +25,7 @@ Purpose = Literal[
     "evaluation in training",
     "comparison",
     "aggregation",
+    "search",
 ]
 _PURPOSES: tuple[str, ...] = get_args(Purpose)
 _SEED_BITS = 27  # with the purpose's number above them a start seed stays below 2**31, which every environment accepts

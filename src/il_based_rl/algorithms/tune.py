@@ -1,0 +1,339 @@
+"""Search for settings of PPO that make an expert, and prove them on seeds that the search never saw. The command.
+
+The first trial is of the defaults. Further settings are drawn by a tree-structured Parzen estimator (Bergstra et al. 2011,
+"Algorithms for hyper-parameter optimization"), and a trial is given up once it falls below the median of those before it.
+All trials are kept in one SQLite file, from which a search that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import sqlite3
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from il_based_rl import cli
+from il_based_rl.config import PPOConfig, TrainPPOConfig, TuneConfig, from_plain
+from il_based_rl.errors import (
+    EnvironmentFaultError,
+    FileFormatError,
+    MissingExtraError,
+    Terminated,
+    TrainingDivergedError,
+    UserError,
+)
+from il_based_rl.experiment import require_unchanged
+from il_based_rl.files import exclusive, require_writable
+
+if TYPE_CHECKING:
+    import optuna
+
+# What is heavy (torch, Gymnasium, Optuna) is imported inside the functions, so that --help need not wait for it.
+
+Settings = dict[str, Any]
+"""Values by the name of their flag; the others are the defaults."""
+Curve = list[tuple[int, float]]
+"""Steps, and the mean return after them."""
+Name = TypeVar("Name")
+Result = TypeVar("Result")
+
+_ROLLOUTS = {"1 x 2048": (1, 2048), "4 x 512": (4, 512), "8 x 256": (8, 256), "16 x 256": (16, 256)}
+"""Environments, and steps of each in a rollout."""
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "gamma": (0.98, 0.99, 0.995, 0.999),
+    "gae_lambda": (0.9, 0.95, 0.98),
+    "clip_range": (0.1, 0.2, 0.3),
+    "n_epochs": (5, 10, 20),
+    "batch_size": (64, 128, 256),
+    "entropy_coef": (0.0, 0.001, 0.01),
+    "lr_schedule": ("constant", "linear"),
+}
+_RATES = (1e-4, 2e-3)
+"""Range of learning rates, drawn evenly in their logarithm."""
+_POINTS, _UNTOUCHED = 8, 6
+"""Evaluations of a trial; and whole trials from which on one that falls below their median after a quarter is given up."""
+_CONFIRMING_EPISODES = 100
+_FIXED = ("env_id", "total_timesteps", "eval_episodes", "seed")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `il-rl tune`."""
+    description = "Search for settings of PPO that make an expert, and prove them on seeds that the search never saw."
+    cli.run(lambda: tune(cli.parse(TuneConfig(), argv, prog="il-rl tune", description=description)))
+
+
+def tune(config: TuneConfig) -> Settings:
+    """Search, or go on with a search that was interrupted; print the best settings, and return them.
+
+    Raises:
+        MissingExtraError: Optuna is not installed.
+        ResumeError: The file holds a search for something else.
+        FileFormatError: The file holds no search.
+        LockedError: Another process searches there.
+        EnvironmentFaultError: An environment failed; the trials that ended before are kept.
+    """
+    from il_based_rl.rollout import EpisodePlayers
+
+    states, path = _optuna().trial.TrialState, Path(config.save_path)
+    EpisodePlayers(config.env_id, 1).close()  # what cannot be made is told before anything is written
+    require_writable(path)
+    with exclusive(path.with_name(f".{path.name}.lock")), _readable(path):
+        _require_search(path)
+        study = _study(config)
+        for cut_off in study.get_trials(states=(states.RUNNING,)):
+            study.tell(cut_off.number, state=states.FAIL)
+        ended = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
+        cli.say(f"Searching settings of PPO for {config.env_id}: {config.trials} trials, {ended} of them done...")
+        asked = (study.ask() for _ in range(config.trials - ended))  # each once a process is free for it
+        drawn = ((trial, _drawn(trial)) for trial in asked)
+        jobs = ((each, (config, each[1], each[0].number, _bars(study))) for each in drawn)
+        for (trial, settings), (curve, whole) in _side_by_side(config.workers, _tried, jobs):
+            for steps, value in curve:
+                trial.report(value, steps)
+            study.tell(trial, curve[-1][1] if whole else None, state=states.COMPLETE if whole else states.PRUNED)
+            if not config.quiet:
+                shown = f"{curve[-1][1]:.2f}" if whole else "given up"
+                cli.say(f"[{trial.number:>4}] {shown:>10}  {flags_of(settings)}")
+        best = _best(study, config)
+        cli.say(f"Best trial: number {study.best_trial.number}, mean return {study.best_value:.2f}")
+        trainings = ((name, job) for name, job in _confirmations(config, best) if name not in study.user_attrs)
+        for name, value in _side_by_side(config.workers, _confirmed, trainings):
+            study.set_user_attr(name, value)
+        if config.confirm_seeds:
+            cli.say(_verdict(study, config, best))
+        cli.say(
+            f"il-rl train-ppo --env-id {config.env_id} --total-timesteps {config.total_timesteps} {flags_of(best)}".rstrip()
+        )
+    return best
+
+
+def _drawn(trial: optuna.Trial) -> Settings:
+    """Let the search draw settings."""
+    num_envs, n_steps = _ROLLOUTS[trial.suggest_categorical("rollout", list(_ROLLOUTS))]
+    drawn = {name: trial.suggest_categorical(name, choices) for name, choices in _CHOICES.items()}
+    lr = float(f"{trial.suggest_float('lr', *_RATES, log=True):.2g}")  # what is printed is what was tried
+    return {"num_envs": num_envs, "n_steps": n_steps, "lr": lr, **drawn}
+
+
+def _bars(study: optuna.Study) -> dict[int, float]:
+    """Return the median of the whole trials so far after each number of steps, below which a further trial is given up."""
+    curves = [trial.intermediate_values for trial in study.trials if trial.intermediate_values]
+    points = sorted({steps for curve in curves for steps in curve})
+    reached = {steps: [curve[steps] for curve in curves if steps in curve] for steps in points[_POINTS // 4 :]}
+    return {steps: statistics.median(values) for steps, values in reached.items() if len(values) >= _UNTOUCHED}
+
+
+def _tried(config: TuneConfig, settings: Settings, number: int, bars: dict[int, float]) -> tuple[Curve, bool]:
+    """Train one policy by these settings; return its evaluations, and whether it was not given up."""
+    from il_based_rl.seeding import generator, start_seeds
+
+    seed = int(generator(config.seed, "search", 0, number).integers(2**31))
+    starts = list(start_seeds(config.seed, "evaluation in training", config.eval_episodes))
+    curve: Curve = []
+    with contextlib.suppress(TrainingDivergedError):
+        for steps, value in _learning_curve(config, settings, seed, starts, _POINTS):
+            curve.append((steps, value))
+            if value < bars.get(steps, -math.inf):
+                return curve, False
+        return curve, True
+    return curve, False
+
+
+def _confirmed(config: TuneConfig, settings: Settings, k: int) -> float:
+    """Train by these settings on a seed that the search never saw; return the mean return from start states it never saw."""
+    from il_based_rl.seeding import generator, start_seeds
+
+    seed = int(generator(config.seed, "search", 1, k).integers(2**31))
+    starts = list(start_seeds(config.seed, "evaluation", _CONFIRMING_EPISODES, key=6))
+    return list(_learning_curve(config, settings, seed, starts, 1))[-1][1]
+
+
+def _learning_curve(
+    config: TuneConfig, settings: Settings, seed: int, starts: Sequence[int], points: int
+) -> Iterator[tuple[int, float]]:
+    """Train, and yield steps and mean return at some points, the last of them at the end."""
+    from il_based_rl.envs import make_envs
+    from il_based_rl.evaluate import play_evaluation
+    from il_based_rl.experiment.hardware import fitting_threads
+    from il_based_rl.ppo_agent import PPOAgent
+    from il_based_rl.rollout import EpisodePlayers
+
+    full = _applied(settings, config)
+    with (
+        fitting_threads(full.hidden_dims),
+        make_envs(config.env_id, full.num_envs, vectorization="sync", bounds=config.bounds) as envs,
+        EpisodePlayers(config.env_id, len(starts)) as players,
+    ):
+        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, full.ppo, seed=seed)
+        reached = 0
+        for progress in agent.learn(envs, config.total_timesteps):
+            _leave_if_told()
+            if (now := min(points, progress.env_steps * points // config.total_timesteps)) > reached:
+                reached = now
+                played = play_evaluation(agent, players, starts, watch=lambda _: _leave_if_told(), quiet=True)
+                yield config.total_timesteps * now // points, played.mean
+
+
+def _applied(settings: Settings, config: TuneConfig) -> TrainPPOConfig:
+    """Return the settings that these make out of the defaults."""
+    of_ppo = {field.name for field in fields(PPOConfig)}
+    ppo = PPOConfig(**{name: value for name, value in settings.items() if name in of_ppo})
+    others = {name: value for name, value in settings.items() if name not in of_ppo}
+    return TrainPPOConfig(config.env_id, config.total_timesteps, ppo=ppo, **others)
+
+
+def flags_of(settings: Settings) -> str:
+    """Write settings as flags of train-ppo, those that are not its defaults."""
+    usual = {**asdict(TrainPPOConfig()), **asdict(PPOConfig())}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if value != usual[name])
+
+
+def _best(study: optuna.Study, config: TuneConfig) -> Settings:
+    """Return the settings of the best whole trial, checked as those of a command line are."""
+    states = _optuna().trial.TrialState
+    if not study.get_trials(states=(states.COMPLETE,)):
+        raise TrainingDivergedError("no trial went through to its end; more --trials go on with the search")
+    params = study.best_trial.params
+    num_envs, n_steps = _ROLLOUTS[params["rollout"]]
+    best = {"num_envs": num_envs, "n_steps": n_steps, "lr": float(f"{params['lr']:.2g}"), **{n: params[n] for n in _CHOICES}}
+    _applied(best, config)
+    return best
+
+
+def _confirmations(config: TuneConfig, best: Settings) -> Iterator[tuple[str, tuple[TuneConfig, Settings, int]]]:
+    """Yield the trainings on new seeds, of the best settings and of the defaults in turn, each with its name in the file."""
+    for k in range(config.confirm_seeds):
+        for settings in (best, {}):
+            yield _confirmation(settings, k), (config, settings, k)
+
+
+def _confirmation(settings: Settings, k: int) -> str:
+    return f"new seed {k}: {flags_of(settings) or 'defaults'}"
+
+
+def _verdict(study: optuna.Study, config: TuneConfig, best: Settings) -> str:
+    """Say how the best settings and the defaults compare on the new seeds."""
+    import numpy as np
+
+    from il_based_rl.statistics import mean_interval
+
+    seeds = range(config.confirm_seeds)
+    ours, usual = (np.array([study.user_attrs[_confirmation(each, k)] for k in seeds], float) for each in (best, {}))
+
+    def shown(values: np.ndarray) -> str:
+        low, high = mean_interval(values)
+        return f"{values.mean():.2f}" + ("" if len(values) < 2 else f" [{low:.2f}, {high:.2f}]")
+
+    found = "better" if mean_interval(ours - usual)[0] > 0.0 else "not shown to be better"
+    return (
+        f"On {len(seeds)} new seeds: the best settings {shown(ours)}, the defaults {shown(usual)}, "
+        f"difference {shown(ours - usual)}: {found} (mean return, 95% interval)"
+    )
+
+
+def _study(config: TuneConfig) -> optuna.Study:
+    """Open the search, or begin it."""
+    from il_based_rl.seeding import generator
+
+    optuna = _optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{config.save_path}")
+    study = optuna.create_study(storage=storage, study_name="il-rl tune", direction="maximize", load_if_exists=True)
+    if "settings" in study.user_attrs:
+        require_unchanged(Path(config.save_path), from_plain(TuneConfig, study.user_attrs["settings"]), config, _FIXED)
+    else:
+        usual = {**asdict(TrainPPOConfig()), **asdict(PPOConfig())}
+        study.enqueue_trial({"rollout": "1 x 2048", **{name: usual[name] for name in ("lr", *_CHOICES)}})
+    study.set_user_attr("settings", asdict(config))
+    draws = int(generator(config.seed, "search", 2, len(study.trials)).integers(2**31))  # one that goes on draws other settings
+    study.sampler = optuna.samplers.TPESampler(seed=draws, multivariate=True)
+    return study
+
+
+def _require_search(path: Path) -> None:
+    """Raise FileFormatError for a file that holds something else, in which the search would begin to write."""
+    if path.exists() and path.stat().st_size > 0:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not {"studies", "trials"} <= tables:
+            raise FileFormatError(f"{path} is a database of something else; choose another --save-path")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name the file where what it holds cannot be read or written as a search."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # what a foreign file holds may be wrong in any way
+        what = " ".join(str(error).split())[:200]
+        raise FileFormatError(f"{path} cannot be read or written as a search ({what}); choose another --save-path") from error
+
+
+def _optuna() -> Any:
+    """Import Optuna, or raise MissingExtraError."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError('a search needs the package optuna: pip install "il_based_rl[tune]"') from error
+    return optuna
+
+
+def _side_by_side(
+    workers: int | None, call: Callable[..., Result], jobs: Iterable[tuple[Name, tuple[Any, ...]]]
+) -> Iterator[tuple[Name, Result]]:
+    """Run jobs in as many processes as there are cores, or `workers`; yield each one's name and result as it ends.
+
+    A job is taken when a process is free for it. However this ends, the processes end soon after.
+    """
+    count = workers or os.cpu_count() or 1
+    if count == 1:
+        yield from ((name, call(*arguments)) for name, arguments in jobs)
+        return
+    context, waiting = multiprocessing.get_context("spawn"), iter(jobs)
+    told = context.Event()
+    running: dict[Future[Result], Name] = {}
+    with ProcessPoolExecutor(count, context, _begin_process, (told,)) as pool:
+        try:
+            while True:
+                while len(running) < count and (job := next(waiting, None)) is not None:
+                    running[pool.submit(call, *job[1])] = job[0]
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise EnvironmentFaultError(f"a process of the search has ended by itself ({error}); try --workers 1") from error
+        finally:
+            told.set()
+
+
+_told: Any = None
+"""In a process of the search: set once it is to end."""
+
+
+def _begin_process(told: Any) -> None:
+    global _told
+    _told = told
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that searches decides when to end
+
+
+def _leave_if_told() -> None:
+    """End the process's job where the one that searches wants it so, or is gone."""
+    parent = multiprocessing.parent_process()
+    if _told is not None and (_told.is_set() or (parent is not None and not parent.is_alive())):
+        raise Terminated
+
+
+if __name__ == "__main__":
+    main()

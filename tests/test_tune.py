@@ -1,0 +1,299 @@
+"""Searching settings of PPO: what is tried is kept, gone on with, and judged on new seeds."""
+
+import os
+import re
+import shlex
+import sqlite3
+import sys
+
+import gymnasium as gym
+import numpy as np
+import optuna
+import pytest
+
+from il_based_rl import cli
+from il_based_rl.__main__ import main
+from il_based_rl.algorithms import tune as module
+from il_based_rl.algorithms.tune import flags_of, tune
+from il_based_rl.config import TrainPPOConfig, TuneConfig
+from il_based_rl.errors import EnvironmentFaultError, FileFormatError, LockedError, TrainingDivergedError
+from il_based_rl.files import exclusive
+
+TINY = {"env_id": "tuning/Aim-v0", "total_timesteps": 2048, "eval_episodes": 2, "confirm_seeds": 0, "workers": 1, "quiet": True}
+
+
+class Aim(gym.Env):
+    """Episodes of eight steps; the reward is how near the action is to the observation."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    fails_at = None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._steps, self._aim = 0, self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self._aim, {}
+
+    def step(self, action):
+        self._steps += 1
+        if self._steps == self.fails_at:
+            raise RuntimeError("it broke")
+        reward = -float(np.abs(self._aim - action).sum())
+        self._aim = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self._aim, reward, self._steps == 8, False, {}
+
+
+gym.register("tuning/Aim-v0", Aim)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_fresh_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Let every trial return at once what its learning rate is, as a curve that is flat."""
+
+    def learning_curve(config, settings, seed, starts, points):
+        value = settings.get("lr", 0.0)
+        yield from ((config.total_timesteps * (k + 1) // points, value) for k in range(points))
+
+    monkeypatch.setattr(module, "_learning_curve", learning_curve)
+
+
+SHORT = "--total-timesteps 2048 --eval-episodes 2"
+DATABASE = "tuning/search.db"
+
+
+def config(**changes):
+    return TuneConfig(**(TINY | changes))
+
+
+def kept():
+    return optuna.load_study(storage=f"sqlite:///{DATABASE}", study_name="il-rl tune")
+
+
+def test_a_search_trains_by_real_and_ends_with_the_best_trial_on_disk(capsys):
+    best = tune(config(trials=2, confirm_seeds=2, quiet=False))
+    study = kept()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    assert all(-8.0 < trial.value < 0.0 for trial in study.trials)
+    assert list(study.trials[0].intermediate_values.values())[-1] == study.trials[0].value
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "Searching settings of PPO for tuning/Aim-v0: 2 trials, 0 of them done..."
+    assert printed[3] == f"Best trial: number {study.best_trial.number}, mean return {study.best_value:.2f}"
+    assert re.fullmatch(
+        r"On 2 new seeds: the best settings -.* \[.*\], the defaults .*: (better|not shown to be better) .*", printed[4]
+    )
+    assert printed[5].startswith("il-rl train-ppo --env-id tuning/Aim-v0 --total-timesteps 2048")
+    assert best["num_envs"] * best["n_steps"] >= 2048
+
+
+def test_the_defaults_are_tried_first(quick):
+    tune(config(trials=1))
+    assert flags_of(tune(config(trials=1))) == ""
+    assert kept().trials[0].value == TrainPPOConfig().ppo.lr
+
+
+def test_what_is_printed_trains_by_what_was_tried(quick, capsys):
+    best = tune(config(trials=12))
+    line = capsys.readouterr().out.splitlines()[-1]
+    parsed = cli.parse(TrainPPOConfig(), shlex.split(line)[2:], prog="il-rl train-ppo", description="")
+    assert parsed == module._applied(best, config())
+    assert parsed.ppo.lr == pytest.approx(kept().best_value)
+    assert parsed.ppo.lr > TrainPPOConfig().ppo.lr
+
+
+def test_a_search_is_gone_on_with_and_keeps_its_trials(quick, capsys):
+    tune(config(trials=3))
+    before = [trial.params for trial in kept().trials]
+    tune(config(trials=5))
+    assert "5 trials, 3 of them done" in capsys.readouterr().out
+    after = [trial.params for trial in kept().trials]
+    assert after[:3] == before
+    assert len({str(params) for params in after}) == 5
+    tune(config(trials=5))
+    assert len(kept().trials) == 5
+
+
+def test_one_process_gives_the_same_search_twice_and_another_seed_another(quick):
+    for path, seed in (("a.db", 0), ("b.db", 0), ("c.db", 1)):
+        tune(config(trials=4, save_path=path, seed=seed))
+    one, again, other = (
+        [trial.params for trial in optuna.load_study(storage=f"sqlite:///{path}.db", study_name="il-rl tune").trials]
+        for path in "abc"
+    )
+    assert one == again
+    assert one[1:] != other[1:]
+
+
+def test_a_trial_that_was_cut_off_is_tried_again_by_another(quick, monkeypatch):
+    curve = module._learning_curve
+
+    def cut_off(*given):
+        if len(kept().trials) == 3:
+            raise KeyboardInterrupt
+        return curve(*given)
+
+    monkeypatch.setattr(module, "_learning_curve", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        tune(config(trials=4))
+    assert [trial.state.name for trial in kept().trials] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    monkeypatch.setattr(module, "_learning_curve", curve)
+    tune(config(trials=4))
+    assert [trial.state.name for trial in kept().trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_trial_below_the_median_of_those_before_is_given_up(monkeypatch):
+    values = iter([*range(10, 16), 1, 14])
+
+    def curve(config, settings, seed, starts, points):
+        value = next(values)
+        yield from ((config.total_timesteps * (k + 1) // points, value) for k in range(points))
+
+    monkeypatch.setattr(module, "_learning_curve", curve)
+    tune(config(trials=8))
+    trials = kept().trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6 + ["PRUNED", "COMPLETE"]
+    assert [len(trial.intermediate_values) for trial in trials] == [8] * 6 + [3, 8]  # not in the first quarter
+    assert kept().best_value == 15
+
+
+def test_a_trial_that_diverges_is_given_up(monkeypatch, capsys):
+    def curve(config, settings, seed, starts, points):
+        raise TrainingDivergedError("no longer finite")
+        yield
+
+    monkeypatch.setattr(module, "_learning_curve", curve)
+    with pytest.raises(TrainingDivergedError, match="no trial went through to its end"):
+        tune(config(trials=2))
+    assert [trial.state.name for trial in kept().trials] == ["PRUNED", "PRUNED"]
+
+
+def test_new_seeds_are_none_of_the_search_and_the_same_for_both(monkeypatch):
+    seeds = {"search": [], "new": []}
+
+    def curve(config, settings, seed, starts, points):
+        seeds["new" if points == 1 else "search"].append((seed, tuple(starts)))
+        yield config.total_timesteps, settings.get("batch_size", 64)
+
+    monkeypatch.setattr(module, "_learning_curve", curve)
+    assert tune(config(trials=6, confirm_seeds=4))["batch_size"] > 64
+    new, searched = seeds["new"], seeds["search"]
+    assert new[0::2] == new[1::2]
+    assert len({seed for seed, _ in new}) == 4
+    assert not {seed for seed, _ in new} & {seed for seed, _ in searched}
+    assert not {start for _, starts in new for start in starts} & {start for _, starts in searched for start in starts}
+
+
+def test_an_interrupted_proof_trains_only_what_is_missing(quick, monkeypatch):
+    tune(config(trials=2, confirm_seeds=2))
+    count = 0
+
+    def counted(*given):
+        nonlocal count
+        count += 1
+        yield 2048, 0.5
+
+    monkeypatch.setattr(module, "_learning_curve", counted)
+    tune(config(trials=2, confirm_seeds=3))
+    assert count == (2 if kept().best_trial.number else 1)
+
+
+def test_processes_side_by_side_try_all_and_leave_none_behind(capsys):
+    tune(config(env_id="CartPole-v1", trials=3, workers=2))
+    assert sorted(trial.number for trial in kept().trials) == [0, 1, 2]
+    assert all(trial.state.name in ("COMPLETE", "PRUNED") for trial in kept().trials)
+
+
+def test_what_fails_in_a_process_of_the_search_arrives():
+    results = module._side_by_side(2, abs, [("one", (-1,)), ("two", (-2,))])
+    assert sorted(results) == [("one", 1), ("two", 2)]
+    with pytest.raises(EnvironmentFaultError, match="it broke"):
+        list(module._side_by_side(2, _breaks, [("one", ())]))
+    with pytest.raises(EnvironmentFaultError, match="--workers 1"):
+        list(module._side_by_side(2, os._exit, [("one", (3,))]))
+
+
+def _breaks():
+    raise EnvironmentFaultError("it broke")
+
+
+def test_an_environment_that_fails_ends_the_search_and_keeps_what_ended(monkeypatch, capsys):
+    tune(config(trials=2))
+    monkeypatch.setattr(Aim, "fails_at", 5)
+    code, error = failing(capsys, f"--env-id tuning/Aim-v0 --save-path {DATABASE} --trials 4 --workers 1 {SHORT}")
+    assert code == 1
+    assert re.search("environment 0, seed .* step 5, .*it broke", error)
+    states = [trial.state.name for trial in kept().trials]
+    assert states == ["COMPLETE", "COMPLETE", "RUNNING"]
+
+
+# ---- refusals ----
+
+
+def failing(capsys, flags):
+    with pytest.raises(SystemExit) as leaving:
+        main(["tune", *flags.split()])
+    return leaving.value.code, capsys.readouterr().err
+
+
+def test_a_search_for_something_else_is_not_gone_on_with(quick, capsys):
+    tune(config(trials=1))
+    code, error = failing(capsys, f"--env-id CartPole-v1 {SHORT}")
+    assert code == 2
+    assert "env_id tuning/Aim-v0, not CartPole-v1" in error
+
+
+def test_a_file_of_something_else_is_refused_and_stays_as_it_is(tmp_path, capsys):
+    (tmp_path / "text.db").write_text("not a database, and longer than a header")
+    with sqlite3.connect("other.db") as database:
+        database.execute("CREATE TABLE mine (a)")
+    for name in ("text.db", "other.db"):
+        before = (tmp_path / name).read_bytes()
+        code, error = failing(capsys, f"--env-id tuning/Aim-v0 --save-path {name}")
+        assert code == 2
+        assert error.startswith(f"error: {name} ")
+        assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("odd", ['"9 x 9"', "null", "[]", "1e999"])
+def test_odd_values_in_a_search_are_a_file_format_error(odd, quick):
+    tune(config(trials=2))
+    with sqlite3.connect(DATABASE) as database:
+        database.execute(
+            "UPDATE trial_params SET distribution_json = ?",
+            ('{"name": "CategoricalDistribution", "attributes": {"choices": [' + odd + "]}}",),
+        )
+        database.execute("UPDATE trial_params SET param_value = 0")
+    with pytest.raises(FileFormatError, match=r"tuning/search\.db cannot be read or written as a search"):
+        tune(config(trials=2))
+
+
+def test_two_searches_in_one_place_are_refused(quick, tmp_path):
+    (tmp_path / "tuning").mkdir()
+    with exclusive(tmp_path / "tuning" / ".search.db.lock"), pytest.raises(LockedError, match="process"):
+        tune(config(trials=1))
+
+
+def test_an_unknown_environment_is_told_before_anything_is_written(tmp_path, capsys):
+    code, error = failing(capsys, "--env-id CartPole-v7")
+    assert code == 2
+    assert "CartPole-v7" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    code, error = failing(capsys, "--env-id tuning/Aim-v0")
+    assert code == 2
+    assert 'pip install "il_based_rl[tune]"' in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", ["--trials 0", "--workers 0", "--confirm-seeds -1", "--eval-episodes 1", "--seed -1"])
+def test_settings_that_make_no_sense_are_refused(flags, capsys):
+    code, error = failing(capsys, flags)
+    assert code == 2
+    assert flags.split()[0] in error
