@@ -16,6 +16,7 @@ from torch import nn
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.flat_parameters import FlatAdam, FlatParameters
 from il_based_rl.fused_mlp import StackedMLP, reason_against
+from il_based_rl.heads.gaussian import GaussianHead
 from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy
 
@@ -287,6 +288,27 @@ def critic_of(sizes, activation="tanh", kind=MLP):
 def test_plain_policies_are_modelled(activation, hidden_dims, action_space):
     assert reason_against(policy_of(activation, hidden_dims, action_space), CPU) is None
     assert reason_against(MLPPolicy(BOX, action_space, hidden_dims, activation=activation), CPU) is None
+
+
+class TwiceAsLikely(GaussianHead):
+    def log_prob(self, outputs, log_std, raw):
+        return 2.0 * super().log_prob(outputs, log_std, raw)
+
+
+@pytest.mark.parametrize("policy", [policy_of(), MLPPolicy(BOX, BOX, (8,))], ids=["expert", "student"])
+@pytest.mark.parametrize("how", ["another class", "a method of its own"])
+def test_another_kind_of_action_is_refused_by_name(how, policy):
+    actor = getattr(policy, "actor", policy)
+    before = actor.head
+    if how == "another class":
+        actor.head = TwiceAsLikely(BOX)
+        assert "does not model TwiceAsLikely" in reason_against(policy, CPU)
+    else:
+        actor.head = GaussianHead(BOX)
+        actor.head.log_prob = lambda *given: 2.0 * before.log_prob(*given)
+        assert "does not model GaussianHead, as it stands here" in reason_against(policy, CPU)
+    actor.head = before
+    assert reason_against(policy, CPU) is None
 
 
 def test_another_device_is_refused_by_name():

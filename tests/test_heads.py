@@ -307,8 +307,11 @@ def test_entropies_and_their_gradients_in_closed_form_are_autograds(space):
     expected.backward()
     _, entropy, kept = head.score(outputs, log_std, raw)
     output_grads, log_std_grads = head.entropy_grads(kept)
+    alone, *grads_alone = head.entropy_alone(outputs, log_std)
     assert entropy == pytest.approx(expected.item(), rel=1e-10)
-    for found, wanted in [(output_grads, outputs_leaf), (log_std_grads, log_std_leaf)]:
+    assert alone == pytest.approx(expected.item(), rel=1e-10)
+    pairs = [(output_grads, outputs_leaf), (log_std_grads, log_std_leaf)]
+    for found, wanted in [*pairs, *zip(grads_alone, (outputs_leaf, log_std_leaf), strict=True)]:
         if found is None:  # stands for zero
             assert wanted is None or wanted.grad is None
         else:

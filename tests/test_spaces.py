@@ -227,3 +227,24 @@ def test_other_observation_spaces_are_refused_by_name(space, part):
 def test_an_observation_space_without_numbers_is_refused():
     with pytest.raises(UnsupportedSpaceError, match="holds no numbers to read"):
         ObservationCodec(spaces.Box(0, 1, (0,)))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        (spaces.Discrete(3), -1, "not one of Discrete"),
+        (spaces.Discrete(3, start=1), 4, "not one of Discrete"),
+        (spaces.Box(0, 255, (2,), np.uint8), [300, -5], "uint8"),
+        (spaces.Box(0, 255, (2,), np.uint8), [0.5, 2.9], "uint8"),
+        (spaces.Box(-1, 1, (2,)), [0.5], "shape"),
+        (spaces.Box(-1, 1, (1,)), ["0.1"], "not numbers"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_each_part_of_a_dict_or_tuple_is_looked_at_before_it_is_flattened(nested, part, value, message):
+    space, obs = spaces.Dict({"odd": part, "plain": spaces.Box(-1, 1, (1,))}), {"odd": np.array(value), "plain": np.zeros(1)}
+    if nested:
+        space, obs = spaces.Tuple([space, spaces.Discrete(2)]), (obs, 1)
+    with pytest.raises(ValueError, match=message):
+        ObservationCodec(space).row(obs)

@@ -98,6 +98,27 @@ def relative(found, wanted):
     return difference / wanted.norm().item() if difference else 0.0
 
 
+# ---- judging a rollout ----
+
+
+@pytest.mark.parametrize("rule", [lambda p: ReferenceUpdate(p, FlatParameters.of(p), CPU), FusedUpdate], ids=["plain", "fast"])
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.Discrete(3)], ids=str)
+def test_a_rollout_is_judged_by_the_statistics_of_the_policy(space, rule):
+    policy, random = policy_of(space), np.random.default_rng(0)
+    seen = random.normal(5.0, 3.0, (100, 3)).astype(np.float32)
+    policy.actor.normalizer.fit(seen)
+    raw = policy.actor.head.mode(random.normal(size=(100, policy.actor.head.num_outputs)).astype(np.float32))
+    standardized = torch.from_numpy((seen - seen.mean(0)) / seen.std(0))
+    with torch.no_grad():
+        wanted_log_probs, _, wanted_values = policy.evaluate_actions(standardized, torch.from_numpy(raw))
+    judge = rule(policy)
+    normalized, log_probs, values = judge.judge(seen, raw)
+    np.testing.assert_allclose(normalized, standardized.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(log_probs, wanted_log_probs.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(values, wanted_values.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(judge.values(seen), wanted_values.numpy(), rtol=1e-4, atol=1e-4)
+
+
 # ---- gradients ----
 
 

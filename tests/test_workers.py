@@ -261,7 +261,7 @@ def test_a_run_trains_the_same_policy_in_workers_and_in_this_process():
 
 @pytest.mark.parametrize(("num_envs", "cores", "expected"), [(5, 3, 3), (2, 8, 2), (1, 8, 1), (4, None, 1)])
 def test_there_are_as_many_workers_as_cores_and_no_more_than_environments(num_envs, cores, expected, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
     before = running()
     with WorkerEnvs("toy/Counter-v0", num_envs):
         assert len(running() - before) == expected
@@ -409,7 +409,7 @@ def test_from_a_shell_a_fault_in_a_worker_is_one_line_and_exit_code_1(fault, mes
         import os
         from il_based_rl import seeding, train_ppo
         if __name__ == "__main__":
-            os.cpu_count = lambda: 4
+            os.sched_getaffinity = lambda _: range(4)
             seeding.start_seeds = lambda *args, **kwargs: [1, 2, {FAULTY}, 4]
             train_ppo.main({arguments.split()})
     """
@@ -441,7 +441,7 @@ def kind_of(env_id, num_envs, **settings):
     ],
 )
 def test_auto_shares_what_is_slow_where_there_are_cores_to_share_it(env_id, num_envs, cores, expected, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
     assert kind_of(env_id, num_envs) is expected
 
 
@@ -452,7 +452,7 @@ def test_sync_and_async_are_obeyed_whatever_a_step_costs():
 
 @pytest.mark.parametrize("env_id", ["toy/RaisesAtReset-v0", "toy/Raises-v0", "toy/NanObs-v0"])
 def test_an_environment_that_fails_is_named_under_auto_as_well(env_id, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
 
     def make_and_step():
         with make_envs(env_id, 2) as envs:

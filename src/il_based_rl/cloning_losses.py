@@ -91,8 +91,7 @@ class CloningLoss:
         """Return the same on arrays, with its gradients in closed form."""
         loss, output_grads, log_std_grads = self._kind.grads(self._head, outputs, log_std, targets)
         if self._entropy_coef:
-            _, entropy, kept = self._head.score(outputs, log_std, self._head.mode(outputs))
-            by_outputs, by_log_std = self._head.entropy_grads(kept)
+            entropy, by_outputs, by_log_std = self._head.entropy_alone(outputs, log_std)
             loss -= self._entropy_coef * entropy
             if by_outputs is not None:
                 output_grads = output_grads - self._entropy_coef * by_outputs
@@ -133,9 +132,13 @@ def _nll_loss(head: ActionHead, outputs: Tensor, log_std: Tensor | None, targets
 
 
 def _nll_grads(head: ActionHead, outputs: np.ndarray, log_std: np.ndarray | None, targets: np.ndarray) -> Grads:
-    log_probs, _, kept = head.score(outputs, log_std, targets)
-    weights = np.full(len(log_probs), -1.0 / len(log_probs), outputs.dtype)
-    return -float(log_probs.sum()) / len(log_probs), *head.score_grads(kept, weights)
+    assert log_std is not None
+    error, precision, rows = outputs - targets, np.exp(-2.0 * log_std), len(outputs)
+    distances = np.einsum("ba,ba->a", error, error)
+    distances *= precision / rows
+    loss = float(np.add.reduce(0.5 * distances + log_std)) + 0.5 * LOG_TWO_PI * len(log_std)
+    error *= precision / rows
+    return loss, error, 1.0 - distances
 
 
 def _bounded_loss(head: Any, outputs: Tensor, log_std: Tensor | None, targets: Tensor) -> Tensor:

@@ -111,9 +111,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _processors() -> Iterator[Finding]:
     import torch
 
-    cores = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    yield PASS, f"{allowed} of {cores} CPU cores may be used; torch computes with up to {torch.get_num_threads()} threads"
+    from il_based_rl.envs import usable_cores
+
+    cores = f"{usable_cores()} of {os.cpu_count() or 1} CPU cores"
+    yield PASS, f"{cores} may be used; torch computes with up to {torch.get_num_threads()} threads"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield PASS, f"torch sees CUDA devices: {', '.join(gpus) or 'none'}"
 

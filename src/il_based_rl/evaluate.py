@@ -61,7 +61,9 @@ def evaluate_policy(
 ) -> EvaluationResult:
     """Play whole episodes with a policy.
 
-    The same `seed` gives every policy the same start states, and none that training or collection starts from.
+    The same `seed` gives every policy the same start states, and none that training or collection starts from. Episodes are
+    played up to sixteen at a time, and a product of matrices may round its rows otherwise with another number of them: where an
+    environment is chaotic, an episode's return may change with `num_episodes`.
 
     Args:
         agent: An agent of this package, or anything with `predict(obs) -> action`; see `interop.actor_from`.

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from il_based_rl.flat_parameters import reason_against_stacking
+from il_based_rl.heads.bernoulli import BernoulliHead
+from il_based_rl.heads.categorical import CategoricalHead
+from il_based_rl.heads.gaussian import GaussianHead
 from il_based_rl.networks import MLP
 
 
@@ -140,6 +143,10 @@ def reason_against(policy: Any, device: torch.device) -> str | None:
             return f"{name} is frozen"
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             return f"{name} has hooks"
+    for part in policy.modules():
+        head = getattr(part, "head", None)
+        if head is not None and (type(head) not in _HEADS or not set(vars(head)).isdisjoint(dir(type(head)))):
+            return f"it does not model {type(head).__qualname__}, as it stands here"
     return reason_against_stacking(policy.networks)
 
 
@@ -154,6 +161,7 @@ def reason_against_forward(module: nn.Module) -> str | None:
     return None
 
 
+_HEADS = (BernoulliHead, CategoricalHead, GaussianHead)
 _MODELLED = {
     "il_based_rl.actor_critic_policy.ActorCriticPolicy",
     "il_based_rl.networks.MLP",

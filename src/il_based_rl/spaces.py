@@ -30,6 +30,10 @@ class ObservationCodec:
         _require_supported(space, space)
         self.space = space
         self._composite = isinstance(space, spaces.Dict | spaces.Tuple)
+        self._parts: dict[Any, ObservationCodec] = {}
+        if isinstance(space, spaces.Dict | spaces.Tuple):
+            parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+            self._parts = {key: ObservationCodec(part) for key, part in parts}
         self._one_hot = isinstance(space, spaces.Discrete)
         self._plain = isinstance(space, spaces.Box)
         self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
@@ -57,6 +61,8 @@ class ObservationCodec:
         if type(obs) is np.ndarray and obs.dtype == self.row_dtype and obs.shape == self.row_shape and self._plain:
             return obs  # the common case, in a third of the time
         if self._composite:
+            for key, part in self._parts.items():
+                part.row(obs[key])  # raises where flattening would cast, or take -1 for the last choice
             obs = spaces.flatten(self.space, obs)
         array = np.asarray(obs)
         if array.shape != self.row_shape:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
-import os
 import signal
 import sqlite3
 import statistics
@@ -32,7 +31,6 @@ from il_based_rl.errors import (
     UserError,
 )
 from il_based_rl.experiment import require_unchanged
-from il_based_rl.files import exclusive, require_writable
 
 if TYPE_CHECKING:
     import optuna
@@ -81,6 +79,7 @@ def tune(config: TuneConfig) -> Settings:
         LockedError: Another process searches there.
         EnvironmentFaultError: An environment failed; the trials that ended before are kept.
     """
+    from il_based_rl.files import exclusive, require_writable
     from il_based_rl.rollout import EpisodePlayers
 
     states, path = _optuna().trial.TrialState, Path(config.save_path)
@@ -296,7 +295,9 @@ def _side_by_side(
 
     A job is taken when a process is free for it. However this ends, the processes end soon after.
     """
-    count = workers or os.cpu_count() or 1
+    from il_based_rl.envs import usable_cores
+
+    count = workers or usable_cores()
     if count == 1:
         yield from ((name, call(*arguments)) for name, arguments in jobs)
         return

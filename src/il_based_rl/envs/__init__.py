@@ -17,6 +17,7 @@ from il_based_rl.envs.pool import EnvPoolEnvs
 from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, LEVELS, Envs, EnvState, StepRecord
 from il_based_rl.envs.single import REPLAYED_STEPS, Player, make_env, resume_level
 from il_based_rl.envs.vector_env import VectorEnvs
+from il_based_rl.envs.worker import usable_cores
 from il_based_rl.envs.workers import WorkerEnvs, pays_to_share
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "make_envs",
     "make_players",
     "resume_level",
+    "usable_cores",
 ]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from il_based_rl.envs.record import EnvState, StepRecord
 from il_based_rl.envs.single import make_env
 from il_based_rl.envs.vector_env import VectorEnvs
+from il_based_rl.envs.worker import usable_cores
 from il_based_rl.errors import EnvironmentFaultError, MissingExtraError, UnknownEnvironmentError
 
 
@@ -53,11 +54,10 @@ class EnvPoolEnvs:
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """See `Envs`; envpool takes seeds only when it makes environments, so they are made here."""
         self.close()
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         threads = min(self.num_envs, cores)
         # One thread on each core where they are as many: left to itself, the system may leave two of them on one for seconds.
-        all_allowed = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == cores
-        pinned = {"thread_affinity_offset": 0} if threads == cores and all_allowed else {}
+        pinned = {"thread_affinity_offset": 0} if threads == cores == os.cpu_count() else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # envpool makes its spaces in a way that Gymnasium frowns upon
             pool = self._envpool.make(

@@ -29,6 +29,11 @@ Memory = dict[str, tuple[Any, tuple[int, ...], np.dtype[Any]]]
 """Blocks of shared memory by name, each with the shape and number type of the array that lies in it."""
 
 
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def views(memory: Memory) -> dict[str, np.ndarray]:
     """Return the arrays that lie in shared memory."""
     return {

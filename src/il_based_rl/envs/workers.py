@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -20,7 +19,7 @@ import numpy as np
 
 from il_based_rl.envs.record import EnvState, StepRecord
 from il_based_rl.envs.single import Player, make_env, place
-from il_based_rl.envs.worker import CLOSE, LOOK_SECONDS, RESET, RESTORE, STATES, STEP, views, work
+from il_based_rl.envs.worker import CLOSE, LOOK_SECONDS, RESET, RESTORE, STATES, STEP, usable_cores, views, work
 from il_based_rl.errors import ConfigError, EnvironmentFaultError
 
 SHARING_SECONDS = 100e-6
@@ -32,7 +31,7 @@ _PROBE_STEPS = 32
 
 def pays_to_share(env_id: str, num_envs: int) -> bool:
     """Whether environments take long enough to step, on this machine, to be stepped by worker processes."""
-    spared = num_envs - math.ceil(num_envs / (os.cpu_count() or 1))  # steps one after the other
+    spared = num_envs - math.ceil(num_envs / usable_cores())  # steps one after the other
     if spared == 0 or multiprocessing.current_process().daemon:  # a daemon, such as a pool's process, may have no children
         return False
     player, taken = Player(make_env(env_id)), list[float]()
@@ -57,7 +56,7 @@ class WorkerEnvs:
     Args:
         env_id: Gymnasium environment ID.
         num_envs: N.
-        num_workers: Processes; None starts as many as there are cores, and no more than environments.
+        num_workers: Processes; None starts as many as there are cores to use, and no more than environments.
         timeout: Seconds that a worker may take for one step of its environments before it is taken for dead; None allows 20.
         strict_bounds: See `Player`.
 
@@ -91,7 +90,7 @@ class WorkerEnvs:
             "terminated": ((num_envs,), np.dtype(bool)),
             "truncated": ((num_envs,), np.dtype(bool)),
         }
-        count = min(num_workers or os.cpu_count() or 1, num_envs)
+        count = min(num_workers or usable_cores(), num_envs)
         for name in ("commands", "failed", "index", "episode", "step"):
             shapes[name] = ((count,), np.dtype(np.int64))
         memory = {

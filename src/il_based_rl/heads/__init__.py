@@ -74,6 +74,11 @@ class ActionHead(Protocol):
     def entropy_grads(self, kept: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Gradients of the mean entropy by the outputs and by the log standard deviation; None for zero."""
 
+    def entropy_alone(
+        self, outputs: np.ndarray, log_std: np.ndarray | None
+    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+        """The mean entropy, and its gradients as `entropy_grads` gives them, where no action is scored."""
+
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """The loss, as `cloning_loss`, and its gradient by the outputs."""
 

@@ -86,6 +86,13 @@ class BernoulliHead:
         outputs, _, probabilities = kept
         return -outputs * probabilities * (1.0 - probabilities) / len(outputs), None
 
+    def entropy_alone(
+        self, outputs: np.ndarray, log_std: np.ndarray | None
+    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+        """See `ActionHead`."""
+        _, entropy, kept = self.score(outputs, log_std, self.mode(outputs))
+        return entropy, *self.entropy_grads(kept)
+
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """See `ActionHead`."""
         loss = float((_softplus(outputs) - raw * outputs).sum()) / len(raw)

@@ -98,6 +98,13 @@ class CategoricalHead:
         entropies = -np.add.reduceat(parts, self._offsets, axis=-1)
         return -(parts + probabilities * np.repeat(entropies, self._choices, axis=-1)) / len(parts), None
 
+    def entropy_alone(
+        self, outputs: np.ndarray, log_std: np.ndarray | None
+    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+        """See `ActionHead`."""
+        _, entropy, kept = self.score(outputs, log_std, self.mode(outputs))
+        return entropy, *self.entropy_grads(kept)
+
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """See `ActionHead`."""
         log_probs, places = self._log_softmax(outputs), self._places(raw)

@@ -143,6 +143,14 @@ class GaussianHead:
         _, _, precision = kept
         return None, np.ones_like(precision)
 
+    def entropy_alone(
+        self, outputs: np.ndarray, log_std: np.ndarray | None
+    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+        """See `ActionHead`."""
+        assert log_std is not None
+        entropy = float(np.add.reduce(log_std)) + 0.5 * (1.0 + LOG_TWO_PI) * self.num_actions
+        return entropy, None, np.ones_like(log_std)
+
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """See `ActionHead`."""
         error = outputs - raw
