@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import STARTED, microseconds_a_call, report, seconds
+from measure import STARTED, children_mib, mean_return, microseconds_a_call, report, seconds
 
 
 def job(kind: str, **settings: Any) -> dict[str, Any]:
@@ -24,6 +24,8 @@ def job(kind: str, **settings: Any) -> dict[str, Any]:
             "play": play,
             "predict": predict,
             "start": start,
+            "returns": returns,
+            "command": command,
             "breakdown": breakdown,
             "soak": soak,
         }
@@ -42,10 +44,31 @@ def ppo(
     config = PPOConfig(batch_size=batch_size, **flags)
     agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, config, hidden_dims=(width, width), seed=0)
     taken = seconds(lambda: list(agent.learn(envs, steps)))
-    return {"steps_per_second": agent.env_steps / taken}
+    return {"steps_per_second": agent.env_steps / taken, "children_mib": children_mib()}
 
 
-def cloning(width: int, samples: int, *, batch_size: int = 64, fast_path: bool = True) -> dict[str, Any]:
+def returns(env_id: str, num_envs: int, steps: int, seed: int) -> dict[str, Any]:
+    """Train on one seed, and say how good the last policy is."""
+    from il_based_rl.envs import make_envs
+    from il_based_rl.ppo_agent import PPOAgent
+
+    with make_envs(env_id, num_envs) as envs:
+        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, seed=seed)
+        for _ in agent.learn(envs, steps):
+            pass
+    return {"mean_return": mean_return(env_id, agent.predict)}
+
+
+def command() -> dict[str, Any]:
+    """Run the default command, with its evaluations and checkpoints."""
+    from il_based_rl.config import TrainPPOConfig
+    from il_based_rl.train_ppo import train_ppo
+
+    train_ppo(TrainPPOConfig(save_path=sys.argv[2], seed=0, quiet=True))
+    return {"children_mib": children_mib()}
+
+
+def cloning(width: int, samples: int, *, batch_size: int = 64, fast_path: bool = True, **loss: Any) -> dict[str, Any]:
     """Clone random transitions of HalfCheetah's sizes, on a network of two hidden layers."""
     import numpy as np
     from gymnasium.spaces import Box
@@ -68,7 +91,7 @@ def cloning(width: int, samples: int, *, batch_size: int = 64, fast_path: bool =
         seeds=np.arange(10),
     )
     policy = MLPPolicy(Box(-np.inf, np.inf, (17,)), Box(-1, 1, (6,)), (width, width), activation="tanh")
-    config = BCConfig(epochs=samples // rows, batch_size=batch_size, validation_fraction=0.0, fast_path=fast_path)
+    config = BCConfig(epochs=samples // rows, batch_size=batch_size, validation_fraction=0.0, fast_path=fast_path, **loss)
     taken = seconds(lambda: list(BCAgent(policy, config, seed=0).learn(dataset)))
     return {"samples_per_second": samples / taken}
 
@@ -166,15 +189,16 @@ def products(agent: Any) -> float:
     import numpy as np
 
     config, actor = agent.config, agent.policy.actor
-    sizes = [actor.codec.size, *agent.hidden_dims, 1]
     pairs = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        x, w, y = (
-            np.ones(shape, np.float32)
-            for shape in ((config.batch_size, inputs), (inputs, outputs), (config.batch_size, outputs))
-        )
-        pairs += [(x, w), (x.T, y), (y, w.T)]
-    minibatch = microseconds_a_call(lambda: [np.dot(left, right) for left, right in pairs for _ in range(2)])
+    for last in (actor.head.num_outputs, 1):  # actor and critic
+        for inputs, outputs in itertools.pairwise([actor.codec.size, *agent.hidden_dims, last]):
+            x, w, y = (
+                np.ones(shape, np.float32)
+                for shape in ((config.batch_size, inputs), (inputs, outputs), (config.batch_size, outputs))
+            )
+            pairs += [(x, w), (x.T, y), (y, w.T)]
+    pairs = [pair for k, pair in enumerate(pairs) if k % (3 * (1 + len(agent.hidden_dims))) != 2]  # inputs need no gradient
+    minibatch = microseconds_a_call(lambda: [np.dot(left, right) for left, right in pairs])
     return minibatch * config.n_epochs / config.batch_size
 
 
