@@ -170,13 +170,13 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         if max(map(numbers_in, plain)) > stored:
             raise ValueError(f"spaces of more numbers than the {stored} that are stored; a network for them")
         observation_space, action_space = (space_from_plain(each) for each in plain)
-        inputs = ObservationCodec(observation_space).size
+        inputs, outputs = ObservationCodec(observation_space).size, action_head(action_space).num_outputs
     except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
     known = activation in ("tanh", "relu") and len(hidden_dims) <= _MOST_LAYERS
     if not known or not all(type(width) is int and width > 0 for width in hidden_dims):
         raise FileFormatError(f"the checkpoint describes a policy of {hidden_dims[:9]} {activation} units; it is damaged")
-    weights = sum(a * b for a, b in itertools.pairwise([inputs, *hidden_dims]))
+    weights = sum(a * b for a, b in itertools.pairwise([inputs, *hidden_dims, outputs]))
     if weights > stored:
         raise FileFormatError(f"the checkpoint describes {weights} weights and holds {stored} numbers; it is damaged")
     return {

@@ -10,24 +10,16 @@ from typing import Any
 
 from il_based_rl.errors import FileFormatError
 from il_based_rl.files.archives import pack, read_archive
+from il_based_rl.files.instructions import require_plain
 from il_based_rl.files.writing import atomic_file
 
 _FORMAT, _VERSION = "il_based_rl checkpoint", 1
-_KNOWN_OPCODES = {
-    *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("BINUNICODE", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE"),
-    *("TUPLE1", "TUPLE2", "TUPLE3", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "REDUCE", "BINPERSID"),
-}
 STORED_DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 """Number types of tensors that a checkpoint may hold."""
-_STORAGES = ("Float", "Double", "Half", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_KNOWN_NAMES = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", *(f"torch {kind}Storage" for kind in _STORAGES)}
 _KNOWN_PARTS = re.compile(
     r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d{1,6}"
 )
 _MAX_DEPTH, _MAX_DIMENSIONS = 20, 16
-_MAX_INSTRUCTIONS, _MAX_LONG_NUMBERS = 500_000, 20_000
-"""Far more than the largest run needs, and few enough to be read at once; long numbers can be made to share one hash."""
 
 
 def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
@@ -63,7 +55,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if len(placed) < len(members):
             raise ValueError("it has a part in two folders")
         archive = pack(placed)
-        _require_known_instructions(members)
+        (description,) = [content for name, content in members.items() if name.endswith("/data.pkl")]
+        require_plain(description)
         payload = torch.load(archive, map_location="cpu", weights_only=True)
         if _bytes_in(payload, set(), 0) > size:
             raise ValueError("its tensors are larger than the file")
@@ -83,20 +76,6 @@ def _place(name: str) -> str:
     if not folder or not _KNOWN_PARTS.fullmatch(inner):
         raise ValueError(f"it has the part {name}")
     return f"checkpoint/{inner}"
-
-
-def _require_known_instructions(members: Mapping[str, bytes]) -> None:
-    """Raise ValueError if the description of the tensors and values could do anything but describe a reasonable number."""
-    import pickletools
-
-    (description,) = [content for name, content in members.items() if name.endswith("/data.pkl")]
-    instructions = numbers = 0
-    for opcode, argument, _ in pickletools.genops(description):
-        if opcode.name not in _KNOWN_OPCODES or (opcode.name == "GLOBAL" and argument not in _KNOWN_NAMES):
-            raise ValueError(f"it holds the instruction {opcode.name} {argument}")
-        instructions, numbers = instructions + 1, numbers + (opcode.name == "LONG1")
-        if instructions > _MAX_INSTRUCTIONS or numbers > _MAX_LONG_NUMBERS:
-            raise ValueError("it describes too many values")
 
 
 def _bytes_in(value: Any, seen: set[int], depth: int) -> int:
