@@ -98,6 +98,15 @@ def test_an_environment_of_other_spaces_is_refused_and_nothing_is_written(capsys
     assert not Path("c").exists()
 
 
+@pytest.mark.parametrize("level", ["exact", "episode"])
+def test_a_resumed_run_says_so_where_evaluations_depend_on_what_was_played_before(level, monkeypatch, capsys):
+    monkeypatch.setattr("il_based_rl.envs.resume_level", lambda env_id: level)
+    main(f"{JUDGED} --max-time 0.000001".split())
+    main(["train", "--resume", "--save-path", "c/s.pt", "--max-time", "100"])
+    assert read_checkpoint("c/s.pt")["run"]["resumes"] == [{"step": 0, "level": level}]
+    assert ("with new episodes" in capsys.readouterr().err) == (level == "episode")
+
+
 def test_the_evaluation_may_not_change_when_a_run_is_resumed(capsys):
     main(JUDGED.split())
     assert "leave the flag out" in refused("train --resume --save-path c/s.pt --eval-episodes 3", capsys)

@@ -1,7 +1,9 @@
 """`il-rl doctor`: what passes, what is warned of, what fails, and how it leaves."""
 
+import errno
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import shutil
@@ -17,6 +19,7 @@ import toy_envs  # noqa: F401 - registers the environments
 from gymnasium import spaces
 
 from il_based_rl import doctor
+from il_based_rl.files import writing
 
 REAL_DISTRIBUTION = importlib.metadata.distribution
 
@@ -252,13 +255,23 @@ def test_folders_that_were_there_stay(workplace, capsys):
     assert list((workplace / "runs").iterdir()) == []
 
 
-def test_little_space_and_no_locks_are_warned_of(monkeypatch, capsys):
+class WithoutLocks:
+    """A file system that knows none, as some network disks."""
+
+    LOCK_EX, LOCK_NB = 2, 4
+
+    @staticmethod
+    def flock(handle, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("fcntl", [None, WithoutLocks], ids=["system", "file system"])
+def test_little_space_and_no_locks_are_warned_of(fcntl, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**29))
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "fcntl" else real(name, *rest))
+    monkeypatch.setattr(writing, "fcntl", fcntl)
     space, locks = findings(lines_of(capsys)[0], "warn")
     assert "only 512 MiB are free" in space
-    assert "no file locks" in locks
+    assert "there are no file locks here" in locks
 
 
 def test_a_cuda_device_is_named(monkeypatch, capsys):

@@ -520,3 +520,55 @@ def test_flags_of_any_kind_of_truth_end_an_episode(flag):
     player = Player(env)
     player.reset(1)
     assert player.step(np.zeros(1, np.float32)) == (1.0, True, False)
+
+
+# ---- constructors, and environments that random actions break ----
+
+
+class Leaving(Faulty):
+    def __init__(self):
+        sys.exit(0)
+
+
+class WithoutSpaces(gym.Env):
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+
+@pytest.mark.parametrize(("kind", "says"), [(Leaving, "SystemExit: 0"), (WithoutSpaces, "AttributeError.*space")])
+def test_a_constructor_that_leaves_or_forgets_a_space_is_one_line(kind, says, capsys):
+    gym.register("faults/Made-v0", kind)
+    code, lines = main(capsys, train_ppo("faults/Made-v0", ""))
+    assert code == 2
+    assert re.search(f"environment faults/Made-v0 cannot be made: {says}", " ".join(lines))
+    assert not Path("c").exists()
+    del gym.registry["faults/Made-v0"]
+
+
+def test_an_environment_that_random_actions_break_is_resumed_with_new_episodes():
+    from il_based_rl.envs import FROM_EPISODE, InProcessEnvs, resume_level
+
+    class Limited(gym.Env):
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.np_random.random()
+            self._place = np.zeros(1, np.float32)
+            return self._place, {}
+
+        def step(self, action):
+            self._place = self._place + action
+            if abs(self._place[0]) > 2.0:
+                raise RuntimeError("joint limit")
+            return self._place.astype(np.float32), 0.0, False, False, {}
+
+    gym.register("faults/Limited-v0", Limited)
+    assert resume_level("faults/Limited-v0") == FROM_EPISODE
+    with InProcessEnvs("faults/Limited-v0") as envs:
+        envs.reset([1])
+        envs.step(np.zeros((1, 1), np.float32))
+        _, levels = envs.restore(envs.states())
+    assert levels == [FROM_EPISODE]
+    del gym.registry["faults/Limited-v0"]

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from il_based_rl import files
 from il_based_rl.agent import BCAgent
@@ -29,8 +30,9 @@ from il_based_rl.files import (
     write_checkpoint,
 )
 from il_based_rl.files import rows as rows_module
-from il_based_rl.policy import MLPPolicy
+from il_based_rl.policy import MLPPolicy, arguments_from
 from il_based_rl.ppo_agent import PPOAgent
+from il_based_rl.spaces import space_to_plain
 
 WRITERS = {
     "checkpoint": lambda path: write_checkpoint(path, {"weights": torch.ones(50_000)}),
@@ -197,6 +199,16 @@ def test_rows_are_added_to_an_existing_file(tmp_path):
         rows.flush()
         rows.close()
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_file_system_without_locks_holds_nothing_and_stops_nobody(tmp_path, monkeypatch):
+    def flock(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with files.exclusive(tmp_path / ".lock"):
+        assert not files.is_held(tmp_path / ".lock")
+    assert not files.knows_locks(tmp_path)
 
 
 def test_a_signal_anywhere_in_a_write_neither_loses_nor_doubles_a_row(tmp_path):
@@ -375,3 +387,17 @@ def test_a_checkpoint_that_lacks_a_part_or_holds_nonsense_there_is_refused(agent
         write_checkpoint(tmp_path / "x.pt", payload | {part: nonsense})
         with pytest.raises(FileFormatError):
             load_agent(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(("hidden_dims", "choices"), [([100_000], 65_536), ([], 65_536), ([300, 300], 40_000)])
+def test_the_last_layer_counts_among_what_a_file_may_ask_for(hidden_dims, choices):
+    """A small file must not ask for a large network, in any of its layers."""
+    architecture = {
+        "observation_space": space_to_plain(spaces.Box(-1.0, 1.0, (90,))),
+        "action_space": space_to_plain(spaces.Discrete(choices)),
+        "hidden_dims": hidden_dims,
+        "activation": "tanh",
+    }
+    parameters = {"weight": torch.zeros(max(choices, 90 * 100_000 if hidden_dims == [100_000] else 0), dtype=torch.float16)}
+    with pytest.raises(FileFormatError, match="weights and holds"):
+        arguments_from(architecture, parameters)

@@ -820,6 +820,14 @@ DESCRIPTIONS = {  # well formed, and unreasonable
     "3,000,000 marks": _many(b"(", 3_000_000, b"", b"."),
     "500,000 calls": _many(b"h\0)R", 500_000, named("collections", "OrderedDict").instructions + b"q\0]("),
     "keys of one hash": _colliding,
+    "tuples of tuples as a key": lambda: checkpoint_image(
+        b"\x80\x02}K\x01q\0" + b"".join(b"h%ch%c\x86q%c" % (k, k, k + 1) for k in range(60)) + b"Ns."
+    ),
+    "a list that doubles as a function": lambda: checkpoint_image(
+        b"\x80\x02]q\0" + b"".join(b"](h%ch%ceq%c" % (k, k, k + 1) for k in range(60)) + b")R."
+    ),
+    "a tuple in two places": _with(x=Code(b"K\x01\x85q\x05h\x05\x86")),
+    "an OrderedDict of tuples": _called(("collections", "OrderedDict"), [((1, 2), 3)]),
     "a list as a key": lambda: checkpoint_image(b"\x80\x02}]Ns."),
     "a tensor as a key": lambda: checkpoint_image(b"\x80\x02}" + tensor_of().instructions + b"Ns."),
     "an empty stack": lambda: checkpoint_image(b"\x80\x02tttt."),

@@ -22,9 +22,10 @@ from il_based_rl import collect, train, train_ppo
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, PPOConfig, TrainConfig, TrainPPOConfig
 from il_based_rl.envs import InProcessEnvs
+from il_based_rl.errors import FileWriteError, LockedError, TimeIsUp
 from il_based_rl.experiment.hardware import SMALL_WIDTH, fitting_threads, require_device
 from il_based_rl.experiment.run import TIME_FIELDS, Run, RunFiles
-from il_based_rl.files import read_checkpoint, read_rows
+from il_based_rl.files import RowFile, read_checkpoint, read_rows, write_checkpoint
 from il_based_rl.ppo_agent import PPOAgent
 
 TINY = "--env-id toy/Counter-v0 --n-steps 64 --batch-size 32 --n-epochs 1 --hidden-dims 8 --eval-interval 100 --eval-episodes 2"
@@ -523,6 +524,87 @@ def test_a_failing_run_closes_its_file_and_keeps_its_rows(tmp_path):
     assert [json.loads(line)["step"] for line in files.metrics.read_text().splitlines()] == [1]
 
 
+class Learner:
+    """As far as a run needs to know an agent."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def payload(self):
+        return {"training": {"env_steps": self.step}}
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_kill_between_the_writes_of_a_save_never_loses_the_best_policy(at, tmp_path, monkeypatch):
+    """Evaluations and saves need not fall on one step: the best of step 10 is written with the last of step 12."""
+    files, written = RunFiles(tmp_path / "a.pt"), []
+
+    def write(path, payload):
+        if len(written) == at:
+            os._exit(9)
+        written.append(path)
+        write_checkpoint(path, payload)
+
+    if (child := os.fork()) == 0:
+        with Run(files, {}, numerics={}) as run:
+            run.keep(Learner(0), 0)
+            run.save()
+            monkeypatch.setattr("il_based_rl.experiment.run.write_checkpoint", write)
+            run.keep(Learner(10), 10, 5.0)
+            run.keep(Learner(12), 12, periodic=True)
+            run.save()
+        os._exit(0)
+    os.waitpid(child, 0)
+    saved = read_checkpoint(files.save_path)
+    assert saved["training"]["env_steps"] == (12 if at > 1 else 0)
+    if saved["run"]["best_eval_reward"] is not None:
+        assert read_checkpoint(files.best)["training"]["env_steps"] == 10
+    with Run(files, {}, numerics={}, resumed_from=(files.save_path, saved), step=saved["training"]["env_steps"]) as run:
+        assert run.best_eval_reward == (5.0 if at > 1 else None)
+        assert files.best.exists() == (at > 1)
+
+
+def test_a_limit_of_time_onto_a_full_disk_is_an_error(tmp_path, monkeypatch, capsys):
+    files = RunFiles(tmp_path / "a.pt")
+
+    def full(path, payload):
+        raise FileWriteError("the disk is full")
+
+    def run_out_of_time():
+        with contextlib.suppress(TimeIsUp), Run(files, {}, numerics={}) as run:
+            run.keep(Learner(0), 0)
+            run.save()
+            run.keep(Learner(5), 5)
+            monkeypatch.setattr("il_based_rl.experiment.run.write_checkpoint", full)
+            raise TimeIsUp
+
+    with pytest.raises(FileWriteError) as caught:
+        run_out_of_time()
+    assert caught.value.exit_code == 1
+    assert read_checkpoint(files.save_path)["training"]["env_steps"] == 0
+
+
+def test_nobody_else_is_told_of_a_run_that_is_refused(tmp_path):
+    files, told = RunFiles(tmp_path / "a.pt"), []
+    with files.exclusive(), pytest.raises(LockedError):
+        Run(files, {}, numerics={}, open_sinks=lambda: told.append("opened") or [])
+    assert told == []
+
+
+@pytest.mark.parametrize("odd", [float("inf"), torch.ones(2), None, "12", [1]], ids=str)
+def test_a_checkpoint_that_does_not_say_how_far_it_got_is_passed_over(odd, capsys):
+    run_ppo(total=64)
+    payload = read_checkpoint("c/a.pt")
+    payload["training"]["env_steps"] = odd
+    write_checkpoint("c/a.pt", payload)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        resume()
+    assert leaving.value.code == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert re.match("error: (there is nothing to resume|.* damaged)", last)
+
+
 def test_an_interrupt_saves_what_was_learned_and_the_run_can_go_on(tmp_path):
     # Enough steps for minutes, so that the interrupt comes in the middle.
     command = [sys.executable, "-m", "il_based_rl.train_ppo", "--total-timesteps", "5000000", "--save-path", "c/a.pt"]
@@ -600,6 +682,33 @@ def test_what_is_read_is_never_written_over(capsys):
         assert leaving.value.code == 2
         assert "choose another" in " ".join(capsys.readouterr().err.split())
     assert {name: read(name) for name in tree()} == before
+
+
+def test_a_file_of_metrics_that_holds_only_a_cut_off_row_does_not_swallow_the_next():
+    run_ppo(total=64)
+    Path("c/a/metrics.jsonl").write_bytes(b'{"step": 12')
+    resume("--total-timesteps 192")
+    assert steps_of() == [128, 192]
+
+
+def test_a_file_of_metrics_that_somebody_empties_takes_all_later_rows(tmp_path):
+    rows = RowFile(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        rows.append({"step": step})
+        rows.flush()
+        if step == 1:
+            os.truncate(rows.path, 0)
+    rows.close()
+    assert rows.path.read_bytes() == b'{"step": 2}\n{"step": 3}\n'
+
+
+@pytest.mark.parametrize("depth", [1, 2, 960, 990, 5000])
+def test_rows_that_are_nested_are_none_of_ours_and_do_not_stop_a_resume(depth):
+    run_ppo(total=64)
+    with open("c/a/metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 3, "x": ' + b"[" * depth + b"]" * depth + b"}\n")
+    resume("--total-timesteps 128")
+    assert steps_of() == [64, 128]
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\x00", b"5", b'{"step": null}', b"[1", b""])

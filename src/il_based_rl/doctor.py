@@ -161,7 +161,7 @@ def _rendering() -> Iterator[Finding]:
 
 
 def _storage(path: Path) -> Iterator[Finding]:
-    from il_based_rl.files import require_writable
+    from il_based_rl.files import knows_locks, require_writable
 
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
@@ -175,8 +175,8 @@ def _storage(path: Path) -> Iterator[Finding]:
         yield WARN, f"only {free / 2**20:.0f} MiB are free where {path} goes; make room, or choose another --save-path"
     else:
         yield PASS, f"{path} can be written, and {free / 2**30:.0f} GiB are free there"
-    if importlib.util.find_spec("fcntl") is None:
-        yield WARN, "this system has no file locks: let no two runs that go on at the same time have one save path"
+    if not knows_locks(path.parents[len(missing)]):
+        yield WARN, "there are no file locks here: let no two runs that go on at the same time have one save path"
     else:
         yield PASS, "file locks keep two runs from one save path"
 

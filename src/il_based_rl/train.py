@@ -62,6 +62,7 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
     """
     from il_based_rl.agent import BCAgent
     from il_based_rl.dataset import DemoDataset
+    from il_based_rl.envs import EXACT, resume_level
     from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
     from il_based_rl.experiment.sinks import open_sinks, require_tracking
@@ -89,16 +90,16 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
         fast_path = cli.notice_path(agent.reason_against_fast_path)
         settings = asdict(config) | {"demonstrations": dataset.fingerprint, "env_id": dataset.metadata.get("env_id")}
         label = f"{dataset.metadata.get('env_id')}_{config.bc.epochs}"
-        sinks = open_sinks(config.tracking, settings, label, files.folder, agent.epochs)
+        step = agent.epochs
         bar = cli.Progress("cloning", config.bc.epochs, "epoch", initial=agent.epochs, quiet=config.quiet)
         run = Run(
             files,
             settings,
             numerics=numerics(config.device),
             resumed_from=checkpoint,
-            step=agent.epochs,
-            level="exact",
-            sinks=sinks,
+            step=step,
+            level=EXACT if checkpoint is None or config.eval_env_id is None else resume_level(config.eval_env_id),
+            open_sinks=lambda: open_sinks(config.tracking, settings, label, files.folder, step),
         )
         with contextlib.suppress(TimeIsUp), bar, run:
             run.keep(agent, agent.epochs)

@@ -102,7 +102,7 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
         fast_path = cli.notice_path(agent.reason_against_fast_path)
         evaluation_seeds = list(start_seeds(agent.seed, "evaluation in training", config.eval_episodes))
         label = f"{config.env_id}_{config.total_timesteps}"
-        sinks = open_sinks(config.tracking, asdict(config), label, files.folder, agent.env_steps)
+        step = agent.env_steps
         updates = agent.learn(envs, config.total_timesteps)
         bar = cli.Progress("training", config.total_timesteps, "step", initial=agent.env_steps, quiet=config.quiet)
         run = Run(
@@ -110,9 +110,9 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
             asdict(config),
             numerics=numerics(config.device),
             resumed_from=checkpoint,
-            step=agent.env_steps,
+            step=step,
             level=agent.resume_level,
-            sinks=sinks,
+            open_sinks=lambda: open_sinks(config.tracking, asdict(config), label, files.folder, step),
         )
         with contextlib.suppress(TimeIsUp), bar, run:
             run.keep(agent, agent.env_steps)

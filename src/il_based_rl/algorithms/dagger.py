@@ -89,6 +89,7 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
     """
     from il_based_rl.agent import BCAgent
     from il_based_rl.checkpoint import load_agent
+    from il_based_rl.envs import EXACT, resume_level
     from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
     from il_based_rl.experiment.sinks import open_sinks, require_tracking
@@ -113,16 +114,17 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
             cli.notice(f"the run is finished: it has {learner.round} rounds and {learner.queries} questions")
             if checkpoint is None or files.complete(checkpoint):
                 return BCAgent.from_payload(learner.best, config.save_path, device=config.device)
-        sinks = open_sinks(config.tracking, asdict(config), f"{config.env_id}_{config.rounds}", files.folder, learner.queries)
+        label = f"{config.env_id}_{config.rounds}"
+        step = learner.queries
         bar = cli.Progress("DAgger", config.rounds, "round", initial=learner.round, quiet=config.quiet)
         run = Run(
             files,
             asdict(config),
             numerics=numerics(config.device),
             resumed_from=checkpoint,
-            step=learner.queries,
-            level="exact",
-            sinks=sinks,
+            step=step,
+            level=EXACT if checkpoint is None else resume_level(config.env_id),
+            open_sinks=lambda: open_sinks(config.tracking, asdict(config), label, files.folder, step),
         )
         with contextlib.suppress(TimeIsUp), bar, run:
             _save_asked(learner, files)

@@ -117,7 +117,7 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
             if checkpoint is None or files.complete(checkpoint):
                 return agent
         label = f"{config.env_id}_{config.total_timesteps}"
-        sinks = open_sinks(config.tracking, asdict(config), label, files.folder, agent.env_steps)
+        step = agent.env_steps
         bar = cli.Progress("fine-tuning", config.total_timesteps, "step", initial=agent.env_steps, quiet=config.quiet)
         updates = tuner.learn(envs, config.total_timesteps)
         run = Run(
@@ -125,9 +125,9 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
             asdict(config),
             numerics=numerics(config.device),
             resumed_from=checkpoint,
-            step=agent.env_steps,
+            step=step,
             level=agent.resume_level,
-            sinks=sinks,
+            open_sinks=lambda: open_sinks(config.tracking, asdict(config), label, files.folder, step),
         )
         with contextlib.suppress(TimeIsUp), bar, run:
             if tuner.clone_returns is None:

@@ -71,7 +71,7 @@ def make_envs(
     """
     if backend == "envpool":
         return EnvPoolEnvs(env_id, num_envs)
-    strict = bounds == "strict" or (bounds == "auto" and env_id not in LEAVING_BOUNDS)
+    strict = bounds == "strict" or (bounds == "auto" and env_id.rpartition(":")[2] not in LEAVING_BOUNDS)
     if vectorization == "async" or (vectorization == "auto" and num_envs > 1 and pays_to_share(env_id, num_envs)):
         return WorkerEnvs(env_id, num_envs, timeout=timeout, strict_bounds=strict)
     return InProcessEnvs(env_id, num_envs, strict_bounds=strict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -87,8 +88,9 @@ class InProcessEnvs:
         """See `Envs`."""
         levels, replay = [], resume_level(self._env_id) == EXACT
         for i, (player, state) in enumerate(zip(self._players, states, strict=True)):
-            self._note(player.index, state.episode, 0)
-            levels.append(player.restore(state, replay=replay))
+            note = functools.partial(self._note, player.index, state.episode)
+            note(0)
+            levels.append(player.restore(state, replay=replay, watch=note))
             self.record.rows[i] = player.row
         return self.record.rows, levels
 

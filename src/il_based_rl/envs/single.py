@@ -8,6 +8,7 @@ import difflib
 import math
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -36,6 +37,7 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
     with warnings.catch_warnings(record=True) as caught:
         try:
             env = gym.make(registration, disable_env_checker=True, **settings)
+            _ = env.observation_space, env.action_space  # what every environment has
         except (gym.error.DependencyNotInstalled, ImportError) as error:
             missing = getattr(error, "name", None)
             remedy = "" if "pip install" in str(error) else f" (pip install {missing or 'what it names'})"
@@ -47,7 +49,7 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
             raise MissingExtraError(f"environment {env_id} is of a package that is not there: pip install {package}") from error
         except gym.error.Error as error:
             raise UnknownEnvironmentError(f"unknown environment id {env_id!r}: {error}{_nearest(env_id)}") from error
-        except Exception as error:  # another author's constructor may fail in any way
+        except (Exception, SystemExit) as error:  # another author's constructor may fail in any way
             fault = EnvironmentFaultError(f"environment {env_id} cannot be made: {_describe(error)}")
             fault.exit_code = 2  # nothing has begun yet
             raise fault from error
@@ -151,12 +153,13 @@ class Player:
             row=np.array(self.row),
         )
 
-    def restore(self, state: EnvState, *, replay: bool = True) -> str:
+    def restore(self, state: EnvState, *, replay: bool = True, watch: Callable[[int], object] | None = None) -> str:
         """Come back to a moment by playing its episode again, action by action.
 
         Args:
             state: The moment.
             replay: Whether that is worth a try, see `resume_level`.
+            watch: Told the number of each step that is played again.
 
         Returns:
             `EXACT` if that led to the same observation and the same state of the environment's generator; `FROM_EPISODE` if
@@ -168,7 +171,7 @@ class Player:
         self.reset(state.seed)
         if self._generator_state() is None:
             return FROM_WEIGHTS
-        if replay and self._replayed(state):
+        if replay and self._replayed(state, watch):
             return EXACT
         self.reset(state.seed)
         self.episode = state.episode
@@ -176,7 +179,7 @@ class Player:
         self.reset()
         return FROM_EPISODE
 
-    def _replayed(self, state: EnvState) -> bool:
+    def _replayed(self, state: EnvState, watch: Callable[[int], object] | None) -> bool:
         if state.actions is None:
             return False
         try:
@@ -185,6 +188,8 @@ class Player:
                 self.env.unwrapped.np_random.bit_generator.state = state.generator_at_reset
                 self.reset()
             for action in state.actions:
+                if watch is not None:
+                    watch(self.steps + 1)
                 _, terminated, truncated = self.step(action)
                 if terminated or truncated:
                     return False
@@ -227,8 +232,15 @@ def resume_level(env_id: str | EnvSpec) -> str:
     random actions for a while: one that only looks the same parts from the other.
 
     Returns:
-        `EXACT`, `FROM_EPISODE` or `FROM_WEIGHTS`, see `Player.restore`.
+        `EXACT`, `FROM_EPISODE` or `FROM_WEIGHTS`, see `Player.restore`; `FROM_EPISODE` too where random actions break it.
     """
+    try:
+        return _tried_level(env_id)
+    except EnvironmentFaultError:
+        return FROM_EPISODE
+
+
+def _tried_level(env_id: str | EnvSpec) -> str:
     with (
         contextlib.closing(Player(make_env(env_id))) as played,
         contextlib.closing(Player(make_env(env_id))) as resumed,

@@ -154,10 +154,12 @@ class WorkerEnvs:
 
     def _received(self, w: int) -> list[Any]:
         """Read what a worker sends before it is done; raise what it reports instead."""
-        worker, limit = self._workers[w], time.monotonic() + STARTING_SECONDS
-        while not worker.pipe.poll(LOOK_SECONDS):
-            if not worker.process.is_alive() or time.monotonic() > limit:
-                break
+        worker, moved, seen = self._workers[w], time.monotonic(), (-1, -1)
+        while not worker.pipe.poll(LOOK_SECONDS) and worker.process.is_alive():
+            if (now := (int(self._shared["index"][w]), int(self._shared["step"][w]))) != seen:  # it plays an episode again
+                moved, seen = time.monotonic(), now
+            if time.monotonic() > moved + STARTING_SECONDS:
+                raise self._fault(w, f"has not come further for {STARTING_SECONDS:g} s")
         try:
             answer = worker.pipe.recv() if worker.pipe.poll() else None
         except (EOFError, OSError):

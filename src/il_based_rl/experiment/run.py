@@ -6,14 +6,14 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from il_based_rl.cli import notice
-from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError, ResumeError
+from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError, ResumeError, TimeIsUp
 from il_based_rl.experiment.sinks import Sink
 from il_based_rl.files import (
     RowFile,
@@ -100,7 +100,7 @@ class RunFiles:
         # In this order, as a kill may come in between: rows that are too many do no harm, missing ones would.
         moved = [move_aside(self.metrics, leave_copy=True)] if later and rows else []
         moved += [move_aside(path) for path in later]
-        if rows:
+        if self.metrics.exists():  # even if it holds no row: one that was cut off would swallow the next
             rewrite_rows(self.metrics, kept)
         if moved:
             notice(f"the run goes back to step {step}; what it had after that is kept as {', '.join(map(str, moved))}")
@@ -145,7 +145,7 @@ def _step_in(payload: dict[str, Any]) -> int:
     try:
         training = payload["training"]
         return int(training["env_steps"] if "env_steps" in training else training["epochs"])
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"a checkpoint does not say how far it got: {error}") from error
 
 
@@ -195,7 +195,7 @@ class Run:
         resumed_from: The checkpoint that it goes on from, and what was read from it; None for a fresh run.
         step: Where it begins.
         level: How much of its environments a resumed run has back.
-        sinks: Whoever else is told about every row.
+        open_sinks: Opens whoever else is told about every row, once nobody else can be writing the run.
 
     Raises:
         LockedError: Another process writes the same run.
@@ -211,9 +211,9 @@ class Run:
         resumed_from: tuple[Path, dict[str, Any]] | None = None,
         step: int = 0,
         level: str | None = None,
-        sinks: Sequence[Sink] = (),
+        open_sinks: Callable[[], Sequence[Sink]] = tuple,
     ) -> None:
-        self._files, self._settings, self._sinks, self._numerics = files, settings, sinks, numerics
+        self._files, self._settings, self._numerics = files, settings, numerics
         before = {} if resumed_from is None else _facts(*resumed_from)
         best: float | None = before.get("best_eval_reward")
         self._started = time.monotonic() - float(before.get("wall_seconds", 0.0))
@@ -233,6 +233,7 @@ class Run:
                 self._is_best, self._is_periodic = False, False
             self._kept = _Kept({}, step, best if self._is_best or files.best.exists() else None, None, periodic=False)
             self._rows = stack.enter_context(contextlib.closing(RowFile(files.metrics)))
+            self._sinks = open_sinks()
             self._open = stack.pop_all()
 
     def _same_numerics(self, before: dict[str, str] | None, level: str | None) -> str:
@@ -306,10 +307,14 @@ class Run:
         kept = self._kept
         if self._saved_step == kept.step:
             return
+        earlier_best = kept.unwritten_best if kept.unwritten_best is not kept.payload else None
         try:
+            self._rows.sync()
+            if earlier_best is not None:  # first, as a kill may come in between, and no resumed run would come by it again
+                write_checkpoint(self._files.best, earlier_best)
             write_checkpoint(self._files.save_path, kept.payload)
-            if kept.unwritten_best is not None:
-                write_checkpoint(self._files.best, kept.unwritten_best)
+            if kept.unwritten_best is kept.payload:
+                write_checkpoint(self._files.best, kept.payload)
             if kept.periodic:
                 write_checkpoint(self._files.periodic(kept.step), kept.payload)
         except FileWriteError as error:
@@ -346,6 +351,9 @@ class Run:
                     self.save()
                     notice(f"saved at step {self._kept.step}; go on with --resume")
             except FileWriteError as unwritten:
+                if isinstance(error, TimeIsUp):  # who set the limit counts on what was learned until then
+                    unwritten.exit_code = 1
+                    raise
                 notice(f"step {self._kept.step} is lost: {unwritten}")
             finally:
                 for sink in self._sinks:

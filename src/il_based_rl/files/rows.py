@@ -51,8 +51,10 @@ class RowFile:
         end, waiting = self._state
         lines = b"".join(waiting)
         try:
-            if self._handle.seek(0, os.SEEK_END) != end:
+            found = self._handle.seek(0, os.SEEK_END)
+            if found > end:
                 self._handle.truncate(end)
+            end = min(found, end)  # somebody may have emptied it meanwhile
             if self._handle.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
@@ -61,6 +63,17 @@ class RowFile:
             raise unwritable(self.path, error) from error
         self._state = end + len(lines), ()
 
+    def sync(self) -> None:
+        """Let what was written outlast a loss of power.
+
+        Raises:
+            FileWriteError: The disk does not take it.
+        """
+        try:
+            os.fsync(self._handle.fileno())
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
     def close(self) -> None:
         """Close the file; what could not be written was reported by `flush`."""
         with contextlib.suppress(OSError):
@@ -68,7 +81,7 @@ class RowFile:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Read a `.jsonl` file; lines that hold no object, such as a last one that was cut off, are left out.
+    """Read a `.jsonl` file; lines that hold no object of plain values, such as a last one that was cut off, are left out.
 
     Raises:
         FileFormatError: It cannot be read.
@@ -80,7 +93,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         raise FileFormatError(f"cannot read {path}: {error.strerror or error}") from error
     for line in text.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
-            if isinstance(row := json.loads(line), dict):
+            if isinstance(row := json.loads(line), dict) and not any(isinstance(each, dict | list) for each in row.values()):
                 rows.append(row)
     return rows
 

@@ -86,16 +86,30 @@ def is_held(path: Path) -> bool:
     try:
         with open(path, "rb") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # it cannot be told
+        return False
     return False
+
+
+def knows_locks(folder: Path) -> bool:
+    """Whether `exclusive` holds anything in a folder."""
+    if fcntl is None:
+        return False
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold a file that no other process may hold meanwhile; it is let go when the process ends, however it ends.
 
-    Where the system has no such locks (Windows), nothing is held.
+    Where the system or the file system has no such locks (Windows, some network disks), nothing is held.
 
     Raises:
         LockedError: Another process holds it; it is named.
@@ -110,10 +124,12 @@ def exclusive(path: Path) -> Iterator[None]:
         if fcntl is not None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 handle.seek(0)
                 holder = handle.read(200).decode(errors="replace").strip() or "another process"
                 raise LockedError(f"{path.parent} is being written by {holder}; wait for it, or choose another path") from error
+            except OSError:  # the file system has no locks, of which `il-rl doctor` warns
+                pass
         try:
             handle.truncate(0)
             handle.write(f"process {os.getpid()} on {platform.node()}".encode())
