@@ -16,11 +16,15 @@ PAGE = ROOT / "docs" / "performance.md"
 PLOT = ROOT / "docs" / "performance.svg"
 
 HELD_BACK = [
-    "What holds each back: of a step of the small environments, the floor below is about half, and the rest is some seventy",
-    "calls of NumPy for a minibatch and a dozen for a step; without AVX-512 the hyperbolic tangent alone takes a fifth of an",
-    "update. HalfCheetah-v5 is mostly the environment's own time. Cloning at 256x256 is all matrix products: the eight of a",
-    "minibatch, alone in a loop, take as long as all of it. In `predict` the network is a quarter of the time, and the rest",
-    "makes features of an observation, checks it and clips the action.",
+    "In the runs of 2026-11-25 other work went on beside them, on the machine's second core, in four of the five turns: the",
+    "spread is wide, and what uses both cores (eight environments of MuJoCo) had less of them than the peer's one process",
+    "needs. On CartPole-v1 five seeds of 65,536 steps do not tell whose policies are better.",
+    "",
+    "What holds each back: of a step of the small environments, the floor above is a third to a half, and the rest is some",
+    "seventy calls of NumPy for a minibatch and a dozen for a step; without AVX-512 the hyperbolic tangent alone takes a fifth",
+    "of an update. HalfCheetah-v5 is mostly the environment's own time. Cloning at 256x256 is all matrix products: the eight",
+    "of a minibatch, alone in a loop, take as long as all of it. In `predict` the network is a quarter of the time, and the",
+    "rest makes features of an observation, checks it and clips the action.",
     "",
     "On another machine, two to three times as quick and with AVX-512 kernels, the same work gave on 2026-11-22: Pendulum-v1",
     "10.4 times [10.1, 10.6], reference path 3.3, CartPole-v1 9.9, HalfCheetah-v5 7.2 (one environment) and 6.2 (eight,",
