@@ -332,6 +332,7 @@ def test_the_largest_number_of_a_type_is_no_bound(size):
     player = Player(env, strict_bounds=True)
     env.reset = lambda **_: (np.full(size, most), {})
     player.reset(1)
+    assert (player.row == most).all()
 
 
 @pytest.mark.parametrize("size", [2, 40])

@@ -13,7 +13,7 @@ import multiprocessing
 import signal
 import sqlite3
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, fields
@@ -58,7 +58,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 _RATES = (1e-4, 2e-3)
 """Range of learning rates, drawn evenly in their logarithm."""
 _POINTS, _UNTOUCHED = 8, 6
-"""Evaluations of a trial; and whole trials from which on one that falls below their median after a quarter is given up."""
+"""Evaluations of a trial; and trials from which on one that falls below their median after a quarter is given up."""
 _CONFIRMING_EPISODES = 100
 _FIXED = ("env_id", "total_timesteps", "eval_episodes", "seed")
 
@@ -117,14 +117,22 @@ def tune(config: TuneConfig) -> Settings:
 
 def _drawn(trial: optuna.Trial) -> Settings:
     """Let the search draw settings."""
-    num_envs, n_steps = _ROLLOUTS[trial.suggest_categorical("rollout", list(_ROLLOUTS))]
-    drawn = {name: trial.suggest_categorical(name, choices) for name, choices in _CHOICES.items()}
-    lr = float(f"{trial.suggest_float('lr', *_RATES, log=True):.2g}")  # what is printed is what was tried
-    return {"num_envs": num_envs, "n_steps": n_steps, "lr": lr, **drawn}
+    trial.suggest_categorical("rollout", list(_ROLLOUTS))
+    for name, choices in _CHOICES.items():
+        trial.suggest_categorical(name, choices)
+    trial.suggest_float("lr", *_RATES, log=True)
+    return _settings_of(trial.params)
+
+
+def _settings_of(params: Mapping[str, Any]) -> Settings:
+    """Return the settings that a trial's parameters stand for."""
+    num_envs, n_steps = _ROLLOUTS[params["rollout"]]
+    lr = float(f"{params['lr']:.2g}")  # what is printed is what was tried
+    return {"num_envs": num_envs, "n_steps": n_steps, "lr": lr, **{name: params[name] for name in _CHOICES}}
 
 
 def _bars(study: optuna.Study) -> dict[int, float]:
-    """Return the median of the whole trials so far after each number of steps, below which a further trial is given up."""
+    """Return the median of the trials so far after each number of steps, below which a further trial is given up."""
     curves = [trial.intermediate_values for trial in study.trials if trial.intermediate_values]
     points = sorted({steps for curve in curves for steps in curve})
     reached = {steps: [curve[steps] for curve in curves if steps in curve] for steps in points[_POINTS // 4 :]}
@@ -190,9 +198,13 @@ def _applied(settings: Settings, config: TuneConfig) -> TrainPPOConfig:
     return TrainPPOConfig(config.env_id, config.total_timesteps, ppo=ppo, **others)
 
 
+def _defaults() -> Settings:
+    return {**asdict(TrainPPOConfig()), **asdict(PPOConfig())}
+
+
 def flags_of(settings: Settings) -> str:
     """Write settings as flags of train-ppo, those that are not its defaults."""
-    usual = {**asdict(TrainPPOConfig()), **asdict(PPOConfig())}
+    usual = _defaults()
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if value != usual[name])
 
 
@@ -201,9 +213,7 @@ def _best(study: optuna.Study, config: TuneConfig) -> Settings:
     states = _optuna().trial.TrialState
     if not study.get_trials(states=(states.COMPLETE,)):
         raise TrainingDivergedError("no trial went through to its end; more --trials go on with the search")
-    params = study.best_trial.params
-    num_envs, n_steps = _ROLLOUTS[params["rollout"]]
-    best = {"num_envs": num_envs, "n_steps": n_steps, "lr": float(f"{params['lr']:.2g}"), **{n: params[n] for n in _CHOICES}}
+    best = _settings_of(study.best_trial.params)
     _applied(best, config)
     return best
 
@@ -250,8 +260,7 @@ def _study(config: TuneConfig) -> optuna.Study:
     if "settings" in study.user_attrs:
         require_unchanged(Path(config.save_path), from_plain(TuneConfig, study.user_attrs["settings"]), config, _FIXED)
     else:
-        usual = {**asdict(TrainPPOConfig()), **asdict(PPOConfig())}
-        study.enqueue_trial({"rollout": "1 x 2048", **{name: usual[name] for name in ("lr", *_CHOICES)}})
+        study.enqueue_trial({"rollout": "1 x 2048", **{name: _defaults()[name] for name in ("lr", *_CHOICES)}})
     study.set_user_attr("settings", asdict(config))
     draws = int(generator(config.seed, "search", 2, len(study.trials)).integers(2**31))  # one that goes on draws other settings
     study.sampler = optuna.samplers.TPESampler(seed=draws, multivariate=True)
