@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import gymnasium as gym
@@ -155,6 +156,43 @@ def test_closing_twice_is_fine():
 def test_an_unknown_id_names_the_nearest_that_envpool_has():
     with pytest.raises(UnknownEnvironmentError, match=r"envpool has no environment 'Pendulm-v1' \(nearest: Pendulum-v1"):
         make_envs("Pendulm-v1", 1, backend="envpool")
+
+
+@pytest.mark.usefixtures("envpool")
+def test_an_observation_outside_its_bounds_names_environment_seed_episode_and_step():
+    seeds, fire = [5, 6, 7, 8], np.full(4, 3)
+    episodes, steps = np.ones(4, int), np.zeros(4, int)
+    with make_envs("LunarLander-v3", 4, backend="envpool", bounds="strict") as envs:
+        low, high = envs.observation_space.low - 1e-5, envs.observation_space.high + 1e-5
+        envs.reset(seeds)
+
+        def play():
+            for _ in range(2000):
+                record = envs.step(fire)
+                assert ((record.rows >= low) & (record.rows <= high)).all()
+                steps[:] += record.valid
+                for i in record.final_rows:
+                    episodes[i], steps[i] = episodes[i] + 1, 0
+
+        with pytest.raises(EnvironmentFaultError, match="outside its space's bounds") as fault:
+            play()
+    place = r"^environment (\d), seed (\d), episode (\d+), step (\d+), after action 3: .*--bounds any$"
+    i, seed, episode, step = map(int, re.match(place, str(fault.value)).groups())
+    assert (seed, episode, step) == (seeds[i], episodes[i], steps[i] + 1)
+    assert sum(episodes) > 4
+    with make_envs("LunarLander-v3", 4, backend="envpool") as envs:  # it is known to leave them
+        envs.reset(seeds)
+        seen = [envs.step(fire).rows for _ in range(2000)]
+    assert any(((rows < low) | (rows > high)).any() for rows in seen)
+
+
+@pytest.mark.usefixtures("envpool")
+def test_observations_of_another_kind_than_gymnasiums_are_a_fault():
+    with (
+        make_envs("Blackjack-v1", 2, backend="envpool") as envs,
+        pytest.raises(EnvironmentFaultError, match=r"^the vector environment with seeds \[1, 2\] failed at reset: "),
+    ):
+        envs.reset([1, 2])
 
 
 def refusal_of(capsys, *arguments):

@@ -133,7 +133,9 @@ def test_a_number_that_is_not_finite_is_found_in_vector_environments_too(env_id,
     envs = as_envs(SyncVectorEnv(makers, autoreset_mode=mode))
     envs.reset([1, 2])
     envs.step(np.array([[0.0, 0.0], [0.125, 0.25]], np.float32))
-    with pytest.raises(EnvironmentFaultError, match=rf"environment 1, step 2, .*action \[0\.5, -0\.75\].*{what}"):
+    with pytest.raises(
+        EnvironmentFaultError, match=rf"environment 1, seed 2, episode 1, step 2, after action \[0\.5, -0\.75\].*{what}"
+    ):
         envs.step(np.array([[0.0, 0.0], [0.5, -0.75]], np.float32))
 
 
@@ -142,7 +144,7 @@ def test_a_final_observation_that_is_not_finite_is_found_in_vector_environments(
     envs = as_envs(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP))
     envs.reset([1])
     envs.step(STILL[None])
-    with pytest.raises(EnvironmentFaultError, match="environment 0, step 2"):
+    with pytest.raises(EnvironmentFaultError, match="environment 0, seed 1, episode 1, step 2, after"):
         envs.step(STILL[None])
 
 

@@ -363,10 +363,82 @@ def test_whole_numbers_outside_their_bounds_are_a_fault():
         player.reset(1)
 
 
-def test_strict_bounds_are_refused_for_envpool(capsys):
-    code, lines = main(capsys, train_ppo("Pendulum-v1", "--bounds strict --env-backend envpool"))
-    assert code == 2
-    assert "--bounds strict looks at Gymnasium's environments;" in " ".join(" ".join(lines).split())
+@pytest.mark.parametrize("mode", [gym.vector.AutoresetMode.SAME_STEP, gym.vector.AutoresetMode.NEXT_STEP])
+@pytest.mark.parametrize(
+    "fault", ["observation outside", "nan observation", "inf observation", "nan reward", "inf reward", "nan at reset"]
+)
+def test_a_fault_in_somebodys_vector_environment_says_where(fault, mode):
+    from il_based_rl.envs import VectorEnvs
+    from il_based_rl.errors import EnvironmentFaultError
+
+    envs = gym.vector.SyncVectorEnv([lambda: Faulty(fault, 12)] * 3, autoreset_mode=mode)
+    envs = VectorEnvs(envs, strict_bounds=True)
+    envs.reset([11, 12, 13])
+    says = SAYS.get(fault, r"the observation is outside its space's bounds: \[1.25\] where .*--bounds any")
+    where = AT_RESET if fault in AT_RESETS else PLACE
+    step = lambda k: envs.step(np.full((3, 1), k / 100, np.float32))  # noqa: E731
+    with pytest.raises(EnvironmentFaultError, match=rf"^environment 1, seed 12, {where}{says}"):
+        list(map(step, range(2 * FAULTY_STEP)))
+
+
+@pytest.mark.parametrize(("fault", "says"), [("raises", SAYS["raises"]), ("short observation", "ValueError: ")])
+def test_a_vector_environment_that_raises_is_named_by_its_seeds(fault, says):
+    from il_based_rl.envs import VectorEnvs
+    from il_based_rl.errors import EnvironmentFaultError
+
+    envs = VectorEnvs(gym.vector.SyncVectorEnv([lambda: Faulty(fault, 12)] * 2))
+    envs.reset([11, 12])
+    where = rf"seeds \[11, 12\] failed in step \d+ since its reset, after actions \[\[0.0\], \[0.0\]\]: {says}"
+    with pytest.raises(EnvironmentFaultError, match=where):
+        list(map(envs.step, [np.zeros((2, 1), np.float32)] * 2 * FAULTY_STEP))
+
+
+def test_evaluation_in_training_keeps_to_the_same_bounds(capsys, monkeypatch):
+    env_id = register(monkeypatch, "observation outside", 0, seed=seed_of(0, "evaluation in training"))
+    flags = "--total-timesteps 384 --eval-interval 32"
+    code, (saved, error) = main(capsys, train_ppo(env_id, flags))
+    assert code == 1
+    assert saved == f"saved at step {5 * ROLLOUT}; go on with --resume"
+    assert "episode 1, step 5, after action" in error
+    assert "outside its space's bounds: [1.25]" in error
+    assert main(capsys, train_ppo(env_id, f"{flags} --bounds any --save-path c/b.pt")) == (0, [])
+
+
+def test_bounds_are_kept_where_demonstrations_are_made_and_named_where_a_policy_is_judged(capsys, monkeypatch):
+    main(capsys, train_ppo(register(monkeypatch, "none", 0), "--total-timesteps 32"))
+    monkeypatch.setattr(sys.modules[Faulty.__module__], "FAULTY_STEP", 3)
+    misfit = r"the observation is outside its space's bounds: \[1.25\] where \[-1.0\] to \[1.0\] are allowed; "
+    seed = seed_of(2, "collection")
+    env_id = register(monkeypatch, "observation outside", 0, seed=seed)
+    collect = f"collect --env-id {env_id} --checkpoint c/a.pt --num-episodes 4 --seed 0 --save-path d.npz"
+    code, (error,) = main(capsys, collect)
+    assert code == 1
+    assert re.fullmatch(
+        rf"error: environment 2, seed {seed}, episode 1, step 3, after action .*: {misfit}.*--bounds any", error
+    )
+    assert not Path("d.npz").exists()
+    assert main(capsys, f"{collect} --bounds any") == (0, [])
+
+    seed = seed_of(2, "evaluation")
+    env_id = register(monkeypatch, "observation outside", 0, seed=seed)
+    evaluate = f"evaluate --env-id {env_id} --checkpoint c/a.pt --num-episodes 20 --seed 0"
+    code, (line,) = main(capsys, evaluate)
+    assert code == 0
+    assert re.fullmatch(rf"{env_id}, start seed {seed}, step 3: {misfit}it is taken as it is, and nothing more said", line)
+
+
+def test_bounds_are_kept_where_the_expert_is_asked(capsys, monkeypatch):
+    main(capsys, train_ppo(register(monkeypatch, "none", 0), "--total-timesteps 32"))
+    env_id = register(monkeypatch, "observation outside", 0, seed=seed_of(0, "aggregation"))
+    dagger = f"dagger --env-id {env_id} --expert c/a.pt --save-path s.pt --seed 0 --rounds 2 --round-steps 64 --epochs 1"
+    dagger += " --hidden-dims 4 --eval-episodes 2 --final-episodes 2"
+    code, (*_, error) = main(capsys, dagger)
+    assert code == 1
+    assert re.fullmatch(
+        r"error: environment 0, seed \d+, episode 1, step \d+, after action .*outside its space's bounds: .*", error
+    )
+    code, _ = main(capsys, f"{dagger} --bounds any")
+    assert code == 0
 
 
 @pytest.mark.parametrize("fault", ["hangs", "hangs at reset"])

@@ -140,7 +140,9 @@ def test_an_episode_is_the_environments_own_from_its_first_to_its_final_observat
 def test_no_more_environments_are_made_than_there_are_episodes_or_players_allowed(monkeypatch):
     made = []
     real = il_based_rl.rollout.make_players
-    monkeypatch.setattr(il_based_rl.rollout, "make_players", lambda env_id, count: made.append(count) or real(env_id, count))
+    monkeypatch.setattr(
+        il_based_rl.rollout, "make_players", lambda env_id, count, **which: made.append(count) or real(env_id, count, **which)
+    )
     play("toy/Counter-v0", [1, 2], 2)
     play("toy/Counter-v0", range(100), 100)
     assert made == [2, MAX_PLAYERS]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -68,6 +70,7 @@ def run(command: Callable[[], object]) -> None:
     Raises:
         SystemExit: With the error's exit code; 130 after an interrupt from the keyboard, 143 after SIGTERM.
     """
+    atexit.register(gc.freeze)  # else the interpreter's end looks through all that torch ever made, for most of a second
     try:
         with _termination_as_exception():
             command()

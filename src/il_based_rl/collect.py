@@ -30,6 +30,7 @@ def collect_demos(
     action_noise: float = 0.0,
     min_return: float | None = None,
     max_attempts: int | None = None,
+    bounds: str = "auto",
     quiet: bool = False,
 ) -> DemoDataset:
     """Let an expert play, and keep exactly `num_episodes` whole episodes.
@@ -50,6 +51,8 @@ def collect_demos(
             probability of a random discrete action.
         min_return: Keep only episodes whose undiscounted return is at least this.
         max_attempts: With `min_return`, episodes to play before giving up; None allows ten for each one wanted.
+        bounds: Whether an observation outside its space's bounds is an error: `strict` yes, `any` no, `auto` yes but in
+            Gymnasium's LunarLander and BipedalWalker, which leave theirs.
         quiet: Whether to show no progress.
 
     Raises:
@@ -73,7 +76,7 @@ def collect_demos(
     attempts, kept, best = 0, list[Episode](), float("-inf")
     seeds = start_seeds(seed, "collection")
     progress = cli.Progress("collecting", num_episodes, "episode", quiet=quiet)
-    with EpisodePlayers(env_id, num_episodes) as players, progress:
+    with EpisodePlayers(env_id, num_episodes, bounds=bounds) as players, progress:
         actor = actor_from(
             agent,
             players.observation_space,
@@ -184,6 +187,7 @@ def collect(config: CollectConfig) -> DemoDataset:
             action_noise=config.action_noise,
             min_return=config.min_return,
             max_attempts=config.max_attempts,
+            bounds=config.bounds,
             quiet=config.quiet,
         )
     if (backup := move_aside(Path(config.save_path), leave_copy=True)) is not None:

@@ -231,8 +231,6 @@ class TrainPPOConfig:
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require_rollout(self.ppo, self.num_envs)
-        if self.bounds == "strict" and self.env_backend == "envpool":
-            raise ConfigError("--bounds strict looks at Gymnasium's environments; leave it or --env-backend envpool out")
 
 
 @dataclass(frozen=True)
@@ -258,6 +256,8 @@ class CollectConfig:
     """Keep only episodes whose return is at least this."""
     max_attempts: int | None = None
     """With min-return: episodes to play before giving up; None allows ten for each one wanted."""
+    bounds: Bounds = "auto"
+    """Whether an observation outside its space's bounds is an error, see `il-rl train-ppo`."""
     quiet: bool = False
     """Show no progress: neither bars nor lines."""
 
@@ -560,6 +560,8 @@ class DaggerConfig:
     """Start states, never seen before, from which the best student is compared with the expert at the end."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layer sizes of the student."""
+    bounds: Bounds = "auto"
+    """Whether an observation outside its space's bounds is an error in the rounds, see `il-rl train-ppo`."""
     seed: int | None = None
     """Random seed; None draws one and writes it down."""
     resume: str | None = None
@@ -684,7 +686,7 @@ class PipelineConfig:
     output_dir: str = "."
     """Folder under which checkpoints/, demos/ and report.html are written."""
     bounds: Bounds = "auto"
-    """Whether an observation outside its space's bounds is an error where something is trained, see `il-rl train-ppo`."""
+    """Whether an observation outside its space's bounds is an error, see `il-rl train-ppo`."""
     video: bool = True
     """Whether to film expert and student for the report, where that can be done."""
     quiet: bool = False

@@ -245,8 +245,8 @@ def _values(env_id: str) -> Iterator[Finding]:
     if misfit:
         yield (
             WARN,
-            f"{misfit}; out of bounds is an error in training, but with --bounds any or in Gymnasium's that are known for it; "
-            "mend the bounds or the number type",
+            f"{misfit}; out of bounds is an error where something is learned, but with --bounds any or in Gymnasium's that are "
+            "known for it; mend the bounds or the number type",
         )
     else:
         yield PASS, "observations are in their space"

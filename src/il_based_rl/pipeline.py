@@ -60,20 +60,20 @@ def pipeline(config: PipelineConfig) -> Comparison:
         policies["fine-tuned student"] = folder / "checkpoints" / "finetuned.pt"
     _require_possible(config.env_id, [*policies.values(), demo_path, folder / PAGE])
     expert, demos, bc = str(policies["expert"]), str(demo_path), BCConfig(epochs=config.bc_epochs)
-    common: dict[str, Any] = {"seed": config.seed, "quiet": config.quiet}
-    tracked = common | {"tracking": config.tracking}
+    told: dict[str, Any] = {"seed": config.seed, "quiet": config.quiet}
+    played: dict[str, Any] = {"bounds": config.bounds}
+    tracked = told | {"tracking": config.tracking}
     usual = with_preset(TrainPPOConfig(), config.env_id) if config.preset else TrainPPOConfig(config.env_id)
-    train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, bounds=config.bounds, **tracked))
-    collect(CollectConfig(config.env_id, expert, num_episodes=config.num_demo_episodes, save_path=demos, **common))
+    train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **played, **tracked))
+    collect(CollectConfig(config.env_id, expert, num_episodes=config.num_demo_episodes, save_path=demos, **played, **told))
     train(TrainConfig(demos, save_path=str(policies["student"]), bc=bc, **tracked))
     last = policies["student"]
     if config.dagger:
         last = policies["DAgger student"]
-        run_dagger(DaggerConfig(config.env_id, expert, demos, save_path=str(last), rounds=config.dagger, **tracked))
+        run_dagger(DaggerConfig(config.env_id, expert, demos, save_path=str(last), rounds=config.dagger, **played, **tracked))
     if config.finetune:
         begun, ended = str(last), str(policies["fine-tuned student"])
-        tracked |= {"save_path": ended, "bounds": config.bounds}
-        run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, **tracked))
+        run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, save_path=ended, **played, **tracked))
     comparison = _compared(config, policies)
     cli.say(f"\n{comparison.markdown()}")
     runs = [read_run(RunFiles(path).folder) for path in policies.values()]

@@ -13,7 +13,18 @@ import torch
 
 from il_based_rl.buffer import RolloutBuffer
 from il_based_rl.cli import notice
-from il_based_rl.envs import EXACT, FROM_WEIGHTS, LEVELS, REPLAYED_STEPS, Envs, EnvState, Player, make_players
+from il_based_rl.envs import (
+    EXACT,
+    FROM_WEIGHTS,
+    LEVELS,
+    REPLAYED_STEPS,
+    Bounds,
+    Envs,
+    EnvState,
+    Player,
+    bounds_hold,
+    make_players,
+)
 from il_based_rl.files import STORED_DTYPES
 from il_based_rl.heads import ActionHead
 from il_based_rl.networks import NumpyFunction
@@ -256,17 +267,20 @@ class EpisodePlayers:
     Args:
         env_id: Gymnasium environment ID.
         count: Episodes played side by side.
+        bounds: Whether an observation outside its space's bounds is an error, see `envs.make_envs`; None, where nothing is
+            learned from the episodes, says so once and takes it as it is.
 
     Raises:
         See `envs.make_env`.
     """
 
-    def __init__(self, env_id: str, count: int) -> None:
+    def __init__(self, env_id: str, count: int, *, bounds: str | None = None) -> None:
         self.env_id = env_id
-        self._players = make_players(env_id, min(count, MAX_PLAYERS))
+        self._players = make_players(env_id, min(count, MAX_PLAYERS), bounds=bounds or "any")
         self.observation_space = self._players[0].env.observation_space
         self.action_space = self._players[0].env.action_space
         self.codec = self._players[0].codec
+        self._watched = Bounds.of(self.codec) if bounds is None and bounds_hold(env_id, "auto") else None
 
     def play(self, actor: Actor | Teacher, start_seeds: Iterable[int], max_steps: int | None = None) -> Iterator[Episode]:
         """Play one episode from each seed, and yield each as it ends.
@@ -301,10 +315,19 @@ class EpisodePlayers:
                 if (episode := running.step(action)) is None:
                     still_playing.append(running)
                     continue
+                self._look_at_bounds(episode)
                 yield episode
                 if (following := _begin(running.player, waiting)) is not None:
                     still_playing.append(following)
             playing = still_playing
+
+    def _look_at_bounds(self, episode: Episode) -> None:
+        rows = [*episode.rows, episode.final_row]
+        if self._watched is None or self._watched.inside(np.stack(rows)).all():
+            return
+        step, misfit = next((t, told) for t, row in enumerate(rows) if (told := self._watched.misfit(row)))
+        notice(f"{self.env_id}, start seed {episode.seed}, step {step}: {misfit}; it is taken as it is, and nothing more said")
+        self._watched = None
 
     def close(self) -> None:
         """Close the environments."""

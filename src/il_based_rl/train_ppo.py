@@ -88,7 +88,7 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
             timeout=config.env_timeout,
             bounds=config.bounds,
         ) as envs,
-        EpisodePlayers(config.env_id, config.eval_episodes) as players,
+        EpisodePlayers(config.env_id, config.eval_episodes, bounds=config.bounds) as players,
     ):
         agent, config = _begin(config, envs, checkpoint)
         files.require_writable()

@@ -61,7 +61,7 @@ class Aggregation:
         self.config, self.seed, self.expert = config, config.seed, expert
         self._demos = None if demos is None else replace(demos, acted_by=None)  # which would be policies of another run
         # One environment, as several side by side would be cut in the same early part of their episodes.
-        self._players = EpisodePlayers(config.env_id, 1)
+        self._players = EpisodePlayers(config.env_id, 1, bounds=config.bounds)
         spaces = self._players.observation_space, self._players.action_space
         self._asked = actor_from(expert, *spaces, deterministic=True, random=generator(self.seed, "aggregation"))
         if demos is not None:
@@ -223,7 +223,7 @@ class Aggregation:
         config = self.config
         count = config.final_episodes if final else config.eval_episodes
         seeds = list(start_seeds(self.seed, "evaluation", count, key=6) if final else self._judging_seeds())
-        with EpisodePlayers(config.env_id, count) as players:
+        with EpisodePlayers(config.env_id, count, bounds=config.bounds) as players:
             players.action_space.seed(self.seed)
             acting = (lambda obs: players.action_space.sample()) if agent is None else agent
             return play_evaluation(acting, players, seeds, seed=self.seed, quiet=config.quiet)

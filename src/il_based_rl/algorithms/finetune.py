@@ -171,7 +171,7 @@ def _world(config: FinetuneConfig) -> Iterator[tuple[Envs, EpisodePlayers]]:
             timeout=config.env_timeout,
             bounds=config.bounds,
         ) as envs,
-        EpisodePlayers(config.env_id, config.eval_episodes) as players,
+        EpisodePlayers(config.env_id, config.eval_episodes, bounds=config.bounds) as players,
     ):
         yield envs, players
 
@@ -195,7 +195,7 @@ def _settled(tuner: GuardedPPO, config: FinetuneConfig) -> Estimate:
 
     agent = tuner.agent
     seeds = list(start_seeds(agent.seed, "evaluation", config.final_episodes, key=4))
-    with EpisodePlayers(config.env_id, len(seeds)) as players:
+    with EpisodePlayers(config.env_id, len(seeds), bounds=config.bounds) as players:
         return tuner.settle(
             lambda: play_evaluation(agent, players, seeds, quiet=config.quiet).returns, generator(agent.seed, "comparison")
         )

@@ -178,7 +178,7 @@ def _learning_curve(
     with (
         fitting_threads(full.hidden_dims),
         make_envs(config.env_id, full.num_envs, vectorization="sync", bounds=config.bounds) as envs,
-        EpisodePlayers(config.env_id, len(starts)) as players,
+        EpisodePlayers(config.env_id, len(starts), bounds=config.bounds) as players,
     ):
         agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, full.ppo, seed=seed)
         reached = 0

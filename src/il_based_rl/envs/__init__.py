@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from il_based_rl.envs.bounds import LEAVING_BOUNDS
+from il_based_rl.envs.bounds import Bounds, bounds_hold
 from il_based_rl.envs.in_process import InProcessEnvs
 from il_based_rl.envs.pool import EnvPoolEnvs
 from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, LEVELS, Envs, EnvState, StepRecord
@@ -26,6 +26,7 @@ __all__ = [
     "FROM_WEIGHTS",
     "LEVELS",
     "REPLAYED_STEPS",
+    "Bounds",
     "EnvPoolEnvs",
     "EnvState",
     "Envs",
@@ -35,6 +36,7 @@ __all__ = [
     "VectorEnvs",
     "WorkerEnvs",
     "as_envs",
+    "bounds_hold",
     "make_env",
     "make_envs",
     "make_players",
@@ -63,15 +65,14 @@ def make_envs(
             long enough to pay for it and there are several environments and cores.
         backend: `gymnasium`, or `envpool` for its C++ environments, which step themselves in threads.
         timeout: Seconds that a worker process may take for a step before it is taken for dead, see `WorkerEnvs`.
-        bounds: Whether an observation outside its space's bounds is an error: `strict` yes, `any` no, `auto` yes but in
-            `LEAVING_BOUNDS`. envpool's are not looked at.
+        bounds: Whether an observation outside its space's bounds is an error, see `bounds_hold`.
 
     Raises:
         See `make_env`, `WorkerEnvs` and `EnvPoolEnvs`.
     """
+    strict = bounds_hold(env_id, bounds)
     if backend == "envpool":
-        return EnvPoolEnvs(env_id, num_envs)
-    strict = bounds == "strict" or (bounds == "auto" and env_id.rpartition(":")[2] not in LEAVING_BOUNDS)
+        return EnvPoolEnvs(env_id, num_envs, strict_bounds=strict)
     if vectorization == "async" or (vectorization == "auto" and num_envs > 1 and pays_to_share(env_id, num_envs)):
         return WorkerEnvs(env_id, num_envs, timeout=timeout, strict_bounds=strict)
     return InProcessEnvs(env_id, num_envs, strict_bounds=strict)
@@ -82,6 +83,7 @@ def as_envs(envs: Envs | gym.vector.VectorEnv[Any, Any, Any]) -> Envs:
     return VectorEnvs(envs) if isinstance(envs, gym.vector.VectorEnv) else envs
 
 
-def make_players(env_id: str, count: int) -> list[Player]:
-    """Make environments whose episodes are begun one by one, each from a chosen seed."""
-    return [Player(make_env(env_id), i) for i in range(count)]
+def make_players(env_id: str, count: int, *, bounds: str = "any") -> list[Player]:
+    """Make environments whose episodes are begun one by one, each from a chosen seed; for `bounds` see `bounds_hold`."""
+    strict = bounds_hold(env_id, bounds)
+    return [Player(make_env(env_id), i, strict_bounds=strict) for i in range(count)]

@@ -11,8 +11,19 @@ from il_based_rl.spaces import ObservationCodec
 LEAVING_BOUNDS = ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3")
 """Those of Gymnasium's environments that leave the bounds which they declare, in the first episodes already; none of its
 others does, in some ten thousand steps of random and of constant actions each."""
+REMEDY = "mend the space that it declares, or take it as it is with --bounds any"
 _FEW = 32
 """Numbers of an observation that are looked at one by one."""
+
+
+def bounds_hold(env_id: str, rule: str) -> bool:
+    """Whether an observation outside its space's bounds is an error.
+
+    Args:
+        env_id: Gymnasium environment ID.
+        rule: `strict` yes, `any` no, `auto` yes but in `LEAVING_BOUNDS`.
+    """
+    return rule == "strict" or (rule == "auto" and env_id.rpartition(":")[2] not in LEAVING_BOUNDS)
 
 
 class Bounds:
@@ -60,10 +71,15 @@ class Bounds:
                 return False
         return True
 
+    def inside(self, rows: np.ndarray) -> np.ndarray:
+        """Say of each number whether it is inside. Shape (*row,) or (B, *row); infinite bounds allow anything finite."""
+        if self._low.dtype.kind == "f":
+            rows = rows.astype(self._low.dtype, copy=False)
+        return (rows >= self._least) & (rows <= self._most)
+
     def misfit(self, row: np.ndarray) -> str | None:
-        """Say which numbers of a finite row are outside, or None. Infinite bounds allow anything."""
-        row = row.astype(self._low.dtype, copy=False)
-        outside = (row < self._least) | (row > self._most)
+        """Say which numbers of a finite row are outside, or None."""
+        outside = ~self.inside(row)
         if not outside.any():
             return None
         allowed = f"where {short(self._low[outside])} to {short(self._high[outside])} are allowed"

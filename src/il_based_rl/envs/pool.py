@@ -27,6 +27,7 @@ class EnvPoolEnvs:
     Args:
         env_id: An id that both know.
         num_envs: N.
+        strict_bounds: Whether an observation outside the bounds of Gymnasium's space is an error.
 
     Raises:
         MissingExtraError: The package envpool is not installed.
@@ -34,7 +35,7 @@ class EnvPoolEnvs:
         See `make_env`.
     """
 
-    def __init__(self, env_id: str, num_envs: int) -> None:
+    def __init__(self, env_id: str, num_envs: int, *, strict_bounds: bool = False) -> None:
         try:
             self._envpool: Any = importlib.import_module("envpool")
         except ImportError as error:
@@ -48,11 +49,15 @@ class EnvPoolEnvs:
         twin = make_env(env_id)
         self.observation_space, self.action_space = twin.observation_space, twin.action_space
         twin.close()
-        self._env_id, self.num_envs = env_id, num_envs
+        self._env_id, self.num_envs, self._strict_bounds = env_id, num_envs, strict_bounds
         self._envs: VectorEnvs | None = None
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
-        """See `Envs`; envpool takes seeds only when it makes environments, so they are made here."""
+        """See `Envs`; envpool takes seeds only when it makes environments, so they are made here.
+
+        Raises:
+            EnvironmentFaultError: They cannot be made, or as in `VectorEnvs.reset`.
+        """
         self.close()
         cores = usable_cores()
         threads = min(self.num_envs, cores)
@@ -60,10 +65,16 @@ class EnvPoolEnvs:
         pinned = {"thread_affinity_offset": 0} if threads == cores == os.cpu_count() else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # envpool makes its spaces in a way that Gymnasium frowns upon
-            pool = self._envpool.make(
-                self._env_id, env_type="gymnasium", num_envs=self.num_envs, seed=list(seeds), num_threads=threads, **pinned
-            )
-        self._envs = VectorEnvs(pool, self.observation_space, self.action_space)
+            try:
+                pool = self._envpool.make(
+                    self._env_id, env_type="gymnasium", num_envs=self.num_envs, seed=list(seeds), num_threads=threads, **pinned
+                )
+            except Exception as error:  # another author's code may fail in any way
+                raise EnvironmentFaultError(
+                    f"environment {self._env_id} cannot be made by envpool: {type(error).__name__}: {error}"
+                ) from error
+        spaces = self.observation_space, self.action_space
+        self._envs = VectorEnvs(pool, *spaces, seeds=seeds, strict_bounds=self._strict_bounds)
         return self._envs.reset(None)
 
     def step(self, actions: np.ndarray) -> StepRecord:

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from il_based_rl.envs.bounds import Bounds, short
+from il_based_rl.envs.bounds import REMEDY, Bounds, short
 from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, EnvState
 from il_based_rl.errors import EnvironmentFaultError, MissingExtraError, UnknownEnvironmentError
 from il_based_rl.spaces import ObservationCodec
@@ -214,7 +214,7 @@ class Player:
         if not (row.ndim == 1 and np.vdot(row, row) < 1e30) and not _all_finite(row):  # unlike dot, vdot never warns
             raise self._fault(f"the observation is not finite in float32: {short(row)}")
         if self._bounds is not None and (misfit := self._bounds.misfit(row)) is not None:
-            raise self._fault(f"{misfit}; mend the space that it declares, or take it as it is with --bounds any")
+            raise self._fault(f"{misfit}; {REMEDY}")
 
     def _fault(self, what: str) -> EnvironmentFaultError:
         return EnvironmentFaultError(f"{place(self.index, self.seed, self.episode, self.steps, self._action)}: {what}")

@@ -10,8 +10,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from il_based_rl.envs.bounds import short
+from il_based_rl.envs.bounds import REMEDY, Bounds, short
 from il_based_rl.envs.record import EnvState, StepRecord
+from il_based_rl.envs.single import place
 from il_based_rl.errors import ConfigError, EnvironmentFaultError
 from il_based_rl.spaces import ObservationCodec
 
@@ -23,6 +24,8 @@ class VectorEnvs:
         envs: The vector environment; closed with this.
         observation_space: Of one environment, where it is to pass for another than its own.
         action_space: Likewise; actions are cast to the environment's own number type.
+        seeds: What each environment was seeded with when it was made, where it was.
+        strict_bounds: Whether an observation outside its space's bounds is an error.
 
     Raises:
         ConfigError: Its autoreset mode is DISABLED.
@@ -34,6 +37,9 @@ class VectorEnvs:
         envs: gym.vector.VectorEnv[Any, Any, Any],
         observation_space: gym.Space[Any] | None = None,
         action_space: gym.Space[Any] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        strict_bounds: bool = False,
     ) -> None:
         mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
@@ -44,49 +50,79 @@ class VectorEnvs:
         self.action_space = action_space or envs.single_action_space
         self._action_dtype = envs.single_action_space.dtype
         self._codec = ObservationCodec(self.observation_space)
-        self._resetting = np.zeros(self.num_envs, bool)
+        self._bounds = Bounds.of(self._codec) if strict_bounds else None
+        self._seeds: list[int | None] = [None] * self.num_envs if seeds is None else list(seeds)
+        self._begin()
+
+    def _begin(self) -> None:
         self._steps = 0
+        self._resetting = np.zeros(self.num_envs, bool)
+        self._episodes = [1] * self.num_envs
+        self._begun_at = [0] * self.num_envs  # of `_steps`, when the running episode began
 
     def reset(self, seeds: Sequence[int] | None) -> np.ndarray:
-        """See `Envs`; None leaves the environments their own seeds."""
+        """See `Envs`; None leaves the environments their own seeds.
+
+        Raises:
+            EnvironmentFaultError: They failed, or gave an observation that is not finite, or outside strict bounds.
+        """
+        self._begin()
         every_seed: Any = {} if seeds is None else {"seed": list(seeds)}  # annotated as one seed only; one for each is taken
-        obs, _ = self._envs.reset(**every_seed)
-        self._resetting = np.zeros(self.num_envs, bool)
-        return self._checked(self._codec.rows(obs)[0], np.zeros(self.num_envs), None)
+        if seeds is not None:
+            self._seeds = list(seeds)
+        try:
+            rows = self._codec.rows(self._envs.reset(**every_seed)[0])[0]
+        except Exception as error:  # another author's code may fail in any way
+            raise self._failure("at reset", error) from error
+        self._require_sound(rows, np.zeros(self.num_envs), rows)
+        return rows
 
     def step(self, actions: np.ndarray) -> StepRecord:
-        """See `Envs`."""
+        """See `Envs`.
+
+        Raises:
+            EnvironmentFaultError: As in `reset`, or a reward is not finite.
+        """
         self._steps += 1
         try:
             obs, rewards, terminated, truncated, infos = self._envs.step(actions.astype(self._action_dtype, copy=False))
-        except Exception as error:  # another author's code may fail in any way
-            raise EnvironmentFaultError(
-                f"the vector environment failed in step {self._steps}, after actions {short(actions)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        rewards = np.asarray(rewards, np.float64)
-        terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
-        rows = self._codec.rows(obs)[0]
+            rows, rewards = self._codec.rows(obs)[0], np.asarray(rewards, np.float64)
+            terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
+        except Exception as error:  # as above
+            raise self._failure(f"in step {self._steps} since its reset, after actions {short(actions)}", error) from error
         valid = ~self._resetting
         terminated, truncated = terminated & valid, truncated & valid
-        self._checked(rows, rewards, actions)
         finals = {}
         for i in np.flatnonzero(terminated | truncated).tolist():
             finals[i] = np.array(self._codec.row(infos["final_obs"][i]) if self._same_step else rows[i])
-            self._checked(finals[i][None], rewards[i : i + 1], actions[i : i + 1], first=i)
+            self._require_sound(finals[i][None], rewards[i : i + 1], actions[i : i + 1], first=i)
+            self._episodes[i] += 1
+            self._begun_at[i] = self._steps if self._same_step else self._steps + 1
+        self._require_sound(rows, rewards, actions)
         if not self._same_step:
             self._resetting = terminated | truncated
         return StepRecord(rows, rewards, terminated, truncated, finals, valid)
 
-    def _checked(self, rows: np.ndarray, rewards: np.ndarray, actions: np.ndarray | None, first: int = 0) -> np.ndarray:
-        if not (np.isfinite(rows).all() and np.isfinite(rewards).all()):
-            i = int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(1) & np.isfinite(rewards)))
-            how = "at reset" if actions is None else f"after action {short(actions[i])}"
-            raise EnvironmentFaultError(
-                f"environment {first + i}, step {self._steps}, {how}: the observation {short(rows[i])} or the reward "
-                f"{rewards[i]} is not finite"
-            )
-        return rows
+    def _require_sound(self, rows: np.ndarray, rewards: np.ndarray, actions: np.ndarray, first: int = 0) -> None:
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(rows.astype(np.float32, copy=False))  # as they will be read
+            sound = finite if self._bounds is None else finite & self._bounds.inside(rows)
+        if sound.all() and np.isfinite(rewards).all():
+            return
+        k = int(np.argmin(sound.reshape(len(rows), -1).all(1) & np.isfinite(rewards)))
+        row, i = rows[k], first + k
+        if not np.isfinite(rewards[k]):
+            what = f"the reward is {rewards[k]}"
+        elif self._bounds is None or not finite[k].all():
+            what = f"the observation is not finite in float32: {short(row)}"
+        else:
+            what = f"{self._bounds.misfit(row)}; {REMEDY}"
+        where = place(i, self._seeds[i], self._episodes[i], self._steps - self._begun_at[i], actions[k])
+        raise EnvironmentFaultError(f"{where}: {what}")
+
+    def _failure(self, when: str, error: Exception) -> EnvironmentFaultError:
+        seeds = f"with seeds {self._seeds} " if self._seeds[0] is not None else ""
+        return EnvironmentFaultError(f"the vector environment {seeds}failed {when}: {type(error).__name__}: {error}")
 
     def states(self) -> list[EnvState | None]:
         """See `Envs`; what is inside cannot be known."""
