@@ -410,6 +410,54 @@ def test_environments_that_nobody_closes_do_not_keep_the_process(tmp_path):
     assert run_script(script, tmp_path) == (0, "at its end\n", "")
 
 
+# ---- whoever else is waited for ----
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(SLEEP, ["Weights & Biases is still sending, and is not waited for"]), (0.0, [])]
+)
+def test_a_tracker_that_goes_on_sending_does_not_keep_an_interrupted_run(number, seconds, told, tmp_path):
+    script = f"""
+        import atexit, signal, sys, time, types
+
+        class Run:
+            rows = 0
+
+            def log(self, row, step):
+                self.rows += 1
+                if self.rows == 2:
+                    signal.raise_signal({int(number)})
+
+            def finish(self):
+                time.sleep({seconds})
+
+        def init(**settings):
+            atexit.register(run.finish)  # as the real one's package does
+            return run
+
+        run = Run()
+        sys.modules["wandb"] = types.SimpleNamespace(init=init)
+        from il_based_rl.__main__ import main
+        import test_interruptions
+        main({train_ppo("never", "--wandb").split()})
+    """
+    code, _, messages = run_script(script, tmp_path)
+    assert code == CODES[number][0]
+    assert messages.splitlines()[-2 - len(told) :] == ["saved at step 32; go on with --resume", *told, "interrupted"]
+
+
+def test_a_command_leaves_without_a_look_through_all_that_was_imported(tmp_path):
+    script = """
+        import atexit, gc
+        atexit.register(lambda: print(gc.get_freeze_count() > 10_000))  # the first one is called last
+        from il_based_rl.__main__ import main
+        main(["presets"])
+    """
+    code, output, _ = run_script(script, tmp_path)
+    assert (code, output.splitlines()[-1]) == (0, "True")
+
+
 # ---- a second signal ----
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from il_based_rl.cli import notice
 from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError, ResumeError, TimeIsUp
-from il_based_rl.experiment.sinks import Sink
+from il_based_rl.experiment.sinks import GuardedSink
 from il_based_rl.files import (
     RowFile,
     exclusive,
@@ -211,7 +211,7 @@ class Run:
         resumed_from: tuple[Path, dict[str, Any]] | None = None,
         step: int = 0,
         level: str | None = None,
-        open_sinks: Callable[[], Sequence[Sink]] = tuple,
+        open_sinks: Callable[[], Sequence[GuardedSink]] = tuple,
     ) -> None:
         self._files, self._settings, self._numerics = files, settings, numerics
         before = {} if resumed_from is None else _facts(*resumed_from)
@@ -357,4 +357,7 @@ class Run:
                 notice(f"step {self._kept.step} is lost: {unwritten}")
             finally:
                 for sink in self._sinks:
-                    sink.close()
+                    if isinstance(error, KeyboardInterrupt) and not isinstance(error, TimeIsUp):
+                        sink.close_soon(getattr(error, "exit_code", 130))
+                    else:
+                        sink.close()

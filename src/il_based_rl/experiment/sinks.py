@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +14,8 @@ from typing import Any, Protocol
 from il_based_rl.cli import notice
 from il_based_rl.config import TrackingConfig
 from il_based_rl.experiment.wandb_sink import WandbSink, require_wandb
+
+_CLOSING_SECONDS = 1.0
 
 
 class Sink(Protocol):
@@ -45,12 +51,31 @@ class GuardedSink:
         if (sink := self._sink) is not None:
             self._guarded(sink.close)
 
+    def close_soon(self, exit_code: int) -> None:
+        """Close it within a second, as somebody wants the process to end; what it has not passed on by then is left.
+
+        Args:
+            exit_code: What the process then ends with, where the sink's own package would go on waiting at its end.
+        """
+        closing = threading.Thread(target=self.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSING_SECONDS)
+        if closing.is_alive():
+            notice(f"{self._name} is still sending, and is not waited for")
+            atexit.register(_leave_if_alive, closing, exit_code)  # which comes before what was registered before it
+
     def _guarded(self, call: Callable[[], object]) -> None:
         try:
             call()
         except Exception as error:  # whatever a service does, training goes on
             self._sink = None
             notice(f"{self._name} failed and is switched off; training goes on: {' '.join(str(error).split())}")
+
+
+def _leave_if_alive(closing: threading.Thread, exit_code: int) -> None:
+    if closing.is_alive():
+        sys.stdout.flush()
+        os._exit(exit_code)
 
 
 class TensorBoardSink:
