@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "il_based_rl"
 LEVELS = [  # from the bottom; modules on one level never import each other, a room counts as one module
-    ["errors"],
+    ["errors", "signals"],
     ["functional", "statistics", "seeding", "config", "files", "cli"],
     ["networks", "spaces", "heads", "presets"],
     ["flat_parameters"],

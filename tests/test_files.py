@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import pickle
+import signal
 import stat
 import sys
 
@@ -17,7 +18,7 @@ from il_based_rl import files
 from il_based_rl.agent import BCAgent
 from il_based_rl.checkpoint import load_agent
 from il_based_rl.envs import make_env
-from il_based_rl.errors import ArchitectureMismatchError, FileFormatError, FileMissingError, FileWriteError
+from il_based_rl.errors import ArchitectureMismatchError, FileFormatError, FileMissingError, FileWriteError, Terminated
 from il_based_rl.files import (
     RowFile,
     atomic_file,
@@ -401,3 +402,63 @@ def test_the_last_layer_counts_among_what_a_file_may_ask_for(hidden_dims, choice
     parameters = {"weight": torch.zeros(max(choices, 90 * 100_000 if hidden_dims == [100_000] else 0), dtype=torch.float16)}
     with pytest.raises(FileFormatError, match="weights and holds"):
         arguments_from(architecture, parameters)
+
+
+FILE_WORK = {
+    "write a checkpoint": lambda path: write_checkpoint(path, {"weights": torch.ones(3), "run": {"step": 2}}),
+    "read a checkpoint": lambda path: read_checkpoint(path),
+    "write arrays": lambda path: write_arrays(path, {"rewards": np.ones(3)}, {"step": 2}),
+    "read arrays": lambda path: files.read_arrays(path),
+}
+
+
+@pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="no signals")
+@pytest.mark.parametrize("work", FILE_WORK)
+def test_a_signal_anywhere_in_the_work_on_a_file_is_neither_lost_nor_taken_for_damage(work, tmp_path, monkeypatch):
+    """A signal strikes at several hundred lines, of this package or of others, in turn."""
+    path, lines = tmp_path / "file", 0
+
+    def terminate(number, frame):
+        raise Terminated
+
+    def count(frame, event, _):
+        nonlocal lines
+        lines += event == "line"
+        return count
+
+    def strike_at(line):
+        left = line
+
+        def trace(frame, event, _):
+            nonlocal left
+            if event == "line" and (left := left - 1) < 0:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGTERM)
+            return trace
+
+        return trace
+
+    whole = FILE_WORK[work.replace("read", "write")]
+    whole(path)
+    before = path.read_bytes()
+    FILE_WORK[work](path)  # what is imported on the way
+    sys.settrace(count)
+    FILE_WORK[work](path)
+    sys.settrace(None)
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: pytest.fail(f"{told.err_msg} {told.object}"))
+    previous, struck = signal.signal(signal.SIGTERM, terminate), 0
+    try:
+        for line in range(0, lines - 5, max(1, lines // 400)):
+            trace = strike_at(line)
+            with pytest.raises(Terminated):  # noqa: PT012 - the second line alone would trace pytest too
+                sys.settrace(trace)
+                FILE_WORK[work](path)
+            struck += 1
+            assert path.read_bytes() == before
+            assert names_in(tmp_path) == ["file"]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        sys.settrace(None)
+        signal.signal(signal.SIGTERM, previous)
+    assert struck > 200

@@ -6,9 +6,8 @@ import contextlib
 import math
 import multiprocessing
 import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -21,6 +20,7 @@ from il_based_rl.envs.record import EnvState, StepRecord
 from il_based_rl.envs.single import Player, make_env, place
 from il_based_rl.envs.worker import CLOSE, LOOK_SECONDS, RESET, RESTORE, STATES, STEP, usable_cores, views, work
 from il_based_rl.errors import ConfigError, EnvironmentFaultError
+from il_based_rl.signals import signals_held
 
 SHARING_SECONDS = 100e-6
 """What a step of all environments has to save to be worth waking this process up again."""
@@ -258,28 +258,10 @@ def _context() -> Any:
 
 def _start(process: Any, env_id: str) -> None:
     try:
-        with _signals_held():  # a process that is half started would be unknown to us
+        with signals_held():  # a process that is half started would be unknown to us
             process.start()
     except Exception as error:  # whatever a registration holds may fail in its own way on the way to another process
         raise ConfigError(
             f"environment {env_id} cannot be sent to a worker process ({error}); register it with its entry point as a text, "
             "or use --vectorization sync"
         ) from error
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let what a signal does, such as an interrupt from the keyboard, wait until the block is done."""
-    if threading.current_thread() is not threading.main_thread():  # where no signal is handled
-        yield
-        return
-    held: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {each: signal.signal(each, lambda number, _: held.append(number)) for each in numbers}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler or signal.SIG_DFL)
-        for number in held:
-            signal.raise_signal(number)

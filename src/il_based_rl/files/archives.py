@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from il_based_rl.errors import FileFormatError, FileMissingError
+from il_based_rl.signals import signals_held
 
 MAX_BYTES = 2**32
 """A file larger than this is refused, before memory is asked for."""
@@ -40,7 +41,9 @@ def read_archive(path: str | Path, what: str) -> dict[str, bytes]:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise ValueError(f"it is larger than {MAX_BYTES // 2**30} GiB")
-            return _members(file.read(size))  # and no more, as some files in /proc say 0 and never end
+            whole = file.read(size)  # and no more, as some files in /proc say 0 and never end
+        with signals_held():  # an archive swallows what is raised while it is taken down
+            return _members(whole)
     except Exception as error:  # a damaged directory of a zip fails in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FileFormatError(f"{path} is damaged or is not {what}: {reason}") from error

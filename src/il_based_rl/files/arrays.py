@@ -15,6 +15,7 @@ from il_based_rl.errors import FileFormatError
 from il_based_rl.files.archives import read_archive
 from il_based_rl.files.checkpoints import require_version
 from il_based_rl.files.writing import atomic_file
+from il_based_rl.signals import signals_held
 
 _FORMAT, _VERSION = "il_based_rl demonstrations", 1
 _METADATA = "metadata_json"
@@ -22,13 +23,13 @@ _MAX_HEADER = 10_000
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    """Write arrays and plain metadata as one `.npz` file.
+    """Write arrays and plain metadata as one `.npz` file; signals wait for the bytes, not for the disk.
 
     Raises:
         FileWriteError: See `atomic_path`.
     """
     text = json.dumps({"format": _FORMAT, "format_version": _VERSION, "metadata": dict(metadata)})
-    with atomic_file(path) as handle:
+    with atomic_file(path) as handle, signals_held():
         np.savez(handle, allow_pickle=False, **{_METADATA: np.array(text)}, **dict(arrays))
 
 

@@ -12,6 +12,7 @@ from il_based_rl.errors import FileFormatError
 from il_based_rl.files.archives import pack, read_archive
 from il_based_rl.files.instructions import require_plain
 from il_based_rl.files.writing import atomic_file
+from il_based_rl.signals import signals_held
 
 _FORMAT, _VERSION = "il_based_rl checkpoint", 1
 STORED_DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -31,7 +32,8 @@ def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     import torch
 
     image = io.BytesIO()  # in memory first: on a full disk torch's own writer fails in ways of its own
-    torch.save({"format": _FORMAT, "format_version": _VERSION, **payload}, image)
+    with signals_held():
+        torch.save({"format": _FORMAT, "format_version": _VERSION, **payload}, image)
     with atomic_file(path) as handle:
         handle.write(image.getbuffer())
 
@@ -54,7 +56,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         placed = {_place(name): content for name, content in members.items()}
         if len(placed) < len(members):
             raise ValueError("it has a part in two folders")
-        archive = pack(placed)
+        with signals_held():  # an archive that is interrupted complains of being half written
+            archive = pack(placed)
         (description,) = [content for name, content in members.items() if name.endswith("/data.pkl")]
         require_plain(description)
         payload = torch.load(archive, map_location="cpu", weights_only=True)
