@@ -182,8 +182,12 @@ def test_predictions_follow_every_change_of_weights_and_statistics():
         lambda: policy.normalizer.update(np.array([[1.0, 2.0], [3.0, 5.0]])),
         lambda: policy.normalizer.update(np.array([[9.0, 9.0]])),
         lambda: policy.normalizer.fit(np.array([[0.0, 0.5], [0.5, 1.0]])),
+        lambda: setattr(policy.normalizer, "mean", torch.tensor([0.5, -0.9], dtype=torch.float64)),
         lambda: policy.load_state_dict(policy_of(seed=7, loudness=50.0).state_dict()),
         lambda: setattr(policy.network.layers[0], "weight", torch.nn.Parameter(torch.ones(8, 2))),
+        lambda: setattr(policy.network.layers[0].bias, "data", torch.full((8,), 0.75)),
+        lambda: policy.network.layers.__setitem__(0, torch.nn.Linear(2, 8)),
+        lambda: policy.network.layers[0].register_forward_hook(lambda *given: given[-1] * 0.5),
     ]
     for change in changes:
         before = policy.predict(obs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,16 +85,18 @@ class MLPPolicy(nn.Module):
 
     def _acting(self) -> NumpyFunction:
         """Return `as_numpy`, kept from call to call while all that it read is where and what it was."""
-        network, normalizer = self._modules["network"], self._modules["normalizer"]  # a tenth of an attribute's cost
+        parts: Any = self._modules  # a tenth of an attribute's cost
+        network, normalizer = parts["network"], parts["normalizer"]
         if type(network) is not MLP or normalizer is None:
             return self._forward_on_arrays
-        layers = list(network.layers)
+        listed: Any = network._modules["layers"]
+        layers = list(listed._modules.values())
         key = (
             [weight.data_ptr() for layer in layers for weight in layer._parameters.values() if weight is not None],
             [(tensor.data_ptr(), tensor._version) for tensor in normalizer._buffers.values() if tensor is not None],
             any(part._forward_hooks or part._forward_pre_hooks for part in (self, network, normalizer, *layers)),
         )
-        if self._kept is None or self._kept[0] != key or not self.normalizer.mean.is_cpu:
+        if self._kept is None or self._kept[0] != key or not normalizer._buffers["mean"].is_cpu:
             self._kept = (key, self.as_numpy())
         return self._kept[1]
 
@@ -122,7 +123,8 @@ class MLPPolicy(nn.Module):
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise SpaceMismatchError(f"cannot read this observation of {self.observation_space}: {error}") from error
         features = self.codec.features(rows)
-        if not math.isfinite(np.add.reduce(features, axis=None)) and not np.isfinite(features).all():
+        # A moderate sum of squares has finite parts, and takes a fifth of the time of looking at each.
+        if not np.vdot(features, features) < 1e30 and not np.isfinite(features).all():
             raise NotFiniteError(f"the observation is not finite: {rows[~np.isfinite(features).all(1)][0].tolist()}")
         outputs = self._acting()(features)
         if random is not None:
