@@ -110,7 +110,8 @@ def return_lines(trained: list[tuple[str, dict[str, Any], float]]) -> list[str]:
     ]
     for env_id in dict.fromkeys(settings["env_id"] for _, settings, _ in trained):
         mine = [each for each in trained if each[1]["env_id"] == env_id]
-        found = {side: [value for where, _, value in mine if where == side] for side in ("ours", "sb3")}
+        by_seed = sorted(mine, key=lambda each: each[1]["seed"])
+        found = {side: [value for where, _, value in by_seed if where == side] for side in ("ours", "sb3")}
         cells = [", ".join(f"{value:.0f}" for value in found[side]) for side in found]
         cells += [f"{np.mean(found[side]):.1f}" for side in found]
         above = np.subtract(found["ours"], found["sb3"])

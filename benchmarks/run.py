@@ -4,7 +4,8 @@ Sets up Stable-Baselines3, sbx and imitation in virtual environments of their ow
 job in a process of its own, all sides in turn and all turns several times (A B C, A B C, …), so that a drift of the machine
 meets all alike. Updates and acting run on one thread of the CPU, with the same environment, hyperparameters and network;
 evaluation is off on both sides. Ours standardises observations and rewards on top, and steps slow environments in worker
-processes, as its defaults do.
+processes, as its defaults do. Last, both sides train policies to their end, to see how good they are; what a peer of the same
+packages gave for a seed before is kept, as it would give the same again.
 
 Writes `benchmarks/results/performance.json`, `docs/performance.md` and `docs/performance.svg`.
 """
@@ -96,16 +97,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each side of each job")
     parser.add_argument("--scaling-repetitions", type=int, default=5, help="runs of each size")
+    parser.add_argument("--returns-only", action="store_true", help="keep what was timed the last time")
     parser.add_argument("--page-only", action="store_true", help="write the document from the results of the last time")
     arguments = parser.parse_args()
     if not arguments.page_only:
-        measure_all(arguments.repetitions, arguments.scaling_repetitions)
+        set_up_peers()
+        if not arguments.returns_only:
+            measure_speed(arguments.repetitions, arguments.scaling_repetitions)
+        measure_returns()
     write_page(RESULTS)
 
 
-def measure_all(repetitions: int, scaling_repetitions: int) -> None:
+def measure_speed(repetitions: int, scaling_repetitions: int) -> None:
     """Measure every job, all sides in turn, and write the results."""
-    set_up_peers()
+    before = _read_results()
     jobs, sizes = comparisons(), scaling()
     for turns, several in ((repetitions, jobs), (scaling_repetitions, sizes)):
         for turn in range(turns):
@@ -124,18 +129,36 @@ def measure_all(repetitions: int, scaling_repetitions: int) -> None:
     }
     soaked = measure("ours", {"kind": "soak", "env_id": "Pendulum-v1", "steps": 2_000_000, "marks": 8})
     commands = [measure("ours", {"kind": "command"}) for _ in range(repetitions)]
-    with ThreadPoolExecutor(2) as pool:  # nothing is timed any more
-        trained = list(pool.map(lambda each: (*each, measure(*each)["mean_return"]), trainings()))
+    packages = {peer: installed(peer) for peer in REQUIREMENTS}
     kept = {
         "machine": machine_facts(repetitions),
         "jobs": [{"name": job.name, "sides": job.sides, "measured": job.measured} for job in jobs + sizes],
         "breakdown": broken_down,
         "soak": soaked,
         "commands": commands,
-        "trained": trained,
-        "peers": {peer: installed(peer) for peer in REQUIREMENTS},
+        "trained": [row for row in before.get("trained", []) if before["peers"].get(row[0]) == packages.get(row[0], [])],
+        "peers": packages,
     }
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    _write_results(kept)
+
+
+def measure_returns() -> None:
+    """Train both sides to the end where the results do not have it yet, and write each into them; nothing is timed any more."""
+    kept = _read_results()
+    known = [row[:2] for row in kept["trained"]]
+    missing = [each for each in trainings() if list(each) not in known]
+    with ThreadPoolExecutor(2) as pool:
+        for each, found in zip(missing, pool.map(lambda each: measure(*each)["mean_return"], missing), strict=True):
+            kept["trained"].append([*each, found])
+            _write_results(kept)
+
+
+def _read_results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def _write_results(results: dict[str, Any]) -> None:
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -410,6 +410,32 @@ def test_environments_that_nobody_closes_do_not_keep_the_process(tmp_path):
     assert run_script(script, tmp_path) == (0, "at its end\n", "")
 
 
+def test_a_signal_that_is_lost_in_a_destructor_ends_the_run_after_the_update(tmp_path):
+    script = f"""
+        import signal, sys
+        import test_interruptions
+
+        class Struck:
+            def __del__(self):
+                signal.raise_signal(signal.SIGTERM)
+
+        class Robot(test_interruptions.Sleepy):
+            def step(self, action):
+                if self._steps == 40:
+                    Struck()
+                return super().step(action)
+
+        sys.unraisablehook = lambda told: print("lost", type(told.exc_value).__name__)
+        test_interruptions.gym.register("interruptions/Robot-v0", Robot)
+        from il_based_rl.__main__ import main
+        main({train_ppo("never", RARELY).replace("Never", "Robot").split()})
+    """
+    code, output, messages = run_script(script, tmp_path)
+    assert output.splitlines()[-1] == "lost Terminated"
+    assert messages.splitlines() == ["saved at step 64; go on with --resume", "interrupted"]
+    assert code == 143
+
+
 # ---- whoever else is waited for ----
 
 

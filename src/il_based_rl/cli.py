@@ -24,6 +24,8 @@ Settings = TypeVar("Settings")
 _LINE_SECONDS = 30.0
 LATEST = "latest"
 """What a bare `--resume` stands for."""
+_terminated = threading.Event()
+"""SIGTERM has come while a command ran."""
 
 
 def parse(defaults: Settings, argv: Sequence[str] | None, *, prog: str, description: str) -> Settings:
@@ -94,8 +96,10 @@ def _termination_as_exception() -> Iterator[None]:
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     def handle(number: int, frame: object) -> None:
+        _terminated.set()
         raise Terminated
 
+    _terminated.clear()
     if ours:
         signal.signal(signal.SIGTERM, handle)
     try:
@@ -132,7 +136,13 @@ class Progress:
         self._told = self._started
 
     def update(self, amount: int = 1, **latest: float) -> None:
-        """Note that more is done, and what it has come to."""
+        """Note that more is done, and what it has come to.
+
+        Raises:
+            Terminated: SIGTERM had come, and what that raised was lost, as in a destructor or in another's code.
+        """
+        if _terminated.is_set():
+            raise Terminated
         self._done += amount
         if latest and not self._bar.disable:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in latest.items()}, refresh=False)
