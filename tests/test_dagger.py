@@ -453,7 +453,7 @@ def test_a_kill_between_the_data_set_and_its_checkpoint_loses_nothing(monkeypatc
     def struck(self):
         calls.append(1)
         if len(calls) == 2:
-            self._kept = replace(self._kept, step=self._saved_step)  # as if nothing were left to save
+            self._kept = replace(self._kept, payload=self._saved)  # as if nothing were left to save
             raise KeyboardInterrupt
         real(self)
 
@@ -465,6 +465,18 @@ def test_a_kill_between_the_data_set_and_its_checkpoint_loses_nothing(monkeypatc
     assert read_checkpoint("d/s.pt")["dagger"]["round"] == 1
     main(["dagger", "--resume", "--save-path", "d/s.pt"])
     assert repr(read_checkpoint("c/s.pt")["dagger"]) == repr(read_checkpoint("d/s.pt")["dagger"])
+
+
+@pytest.mark.usefixtures("expert")
+def test_going_on_from_another_run_keeps_what_this_one_asked():
+    main(RUN.split())
+    asked = DemoDataset.load("c/s/demos.npz").fingerprint
+    main(f"{RUN.replace('c/s.pt', 'd/s.pt')} --seed 1".split())
+    other = DemoDataset.load("d/s/demos.npz").fingerprint
+    main(["dagger", "--resume", "d/s.pt", "--save-path", "c/s.pt", "--rounds", "5"])
+    assert DemoDataset.load("c/s/demos.npz.bak").fingerprint == asked
+    assert DemoDataset.load("d/s/demos.npz").fingerprint == other
+    main(["dagger", "--resume", "c/s.pt.bak", "--save-path", "e/s.pt"])
 
 
 @pytest.mark.usefixtures("expert")

@@ -388,7 +388,7 @@ def test_a_vector_environment_that_raises_is_named_by_its_seeds(fault, says):
 
     envs = VectorEnvs(gym.vector.SyncVectorEnv([lambda: Faulty(fault, 12)] * 2))
     envs.reset([11, 12])
-    where = rf"seeds \[11, 12\] failed in step \d+ since its reset, after actions \[\[0.0\], \[0.0\]\]: {says}"
+    where = rf"failed in step \d+ since its reset: {says}.*; its seeds: \[11, 12\]; the actions: \[\[0.0\], \[0.0\]\]"
     with pytest.raises(EnvironmentFaultError, match=where):
         list(map(envs.step, [np.zeros((2, 1), np.float32)] * 2 * FAULTY_STEP))
 

@@ -229,10 +229,14 @@ def test_the_result_is_not_clearly_below_the_clone_where_nothing_was_chosen(best
     for _ in updates(tuner, 1):
         pass
     tuner.judge(np.zeros(10), random())
+    tuner.judge(np.ones(10), random())  # better than the clone, so that it is the best
     noise = random().normal(0, 10, (2, 60))
     plays = iter([best_plays + noise[0], -1000.0 + noise[1]])
+    learner = actor_of(tuner)
     margin = tuner.settle(lambda: next(plays), random())
-    assert equal(start, actor_of(tuner)) == (taken == "clone")
+    saved = tuner.payload()["parameters"]
+    assert all(torch.equal(start[name], saved[f"actor.{name}"]) for name in start) == (taken == "clone")
+    assert equal(learner, actor_of(tuner))  # which goes on from where it was
     assert margin.high >= 0.0
 
 
@@ -345,6 +349,53 @@ def test_the_command_writes_an_expert_that_every_other_command_takes(capsys):
     rows = read_rows("c/f/metrics.jsonl")
     assert [row["step"] for row in rows] == [128 * k for k in range(1, 7)]
     assert {"eval_reward", "margin_over_clone", "best_reward", "caution", "actor_moves", "actor_lr"} <= set(rows[1])
+
+
+def played_badly(monkeypatch):
+    """Let the final judgement find that the best policy, which plays first, is far below the clone."""
+    real = GuardedPPO.settle
+
+    def settle(self, play, random):
+        plays = iter([np.arange(9.0) - 500.0, np.arange(9.0)])
+        return real(self, lambda: next(plays), random)
+
+    monkeypatch.setattr(GuardedPPO, "settle", settle)
+    return {f"actor.{name}": tensor for name, tensor in load_agent("student.pt").policy.state_dict().items()}
+
+
+@pytest.mark.usefixtures("saved")
+def test_a_result_that_is_clearly_below_the_clone_is_not_what_is_saved(monkeypatch, capsys):
+    flags = "--actor-lr 0.01 --actor-rampup 0 --warmup-rollouts 0 --no-gate --eval-interval 128"
+    with monkeypatch.context() as patched:
+        clone = played_badly(patched)
+        real = GuardedPPO.judge
+        patched.setattr(GuardedPPO, "judge", lambda self, returns, random: real(self, returns + self.agent.env_steps, random))
+        main(f"{RUN} {flags}".split())
+    for path in ("c/f.pt", "c/f/best.pt"):
+        saved = read_checkpoint(path)
+        assert all(torch.equal(tensor, saved["parameters"][name]) for name, tensor in clone.items())
+    learner = saved["finetune"]["learner"]
+    assert not all(torch.equal(tensor, learner[name]) for name, tensor in clone.items())
+    capsys.readouterr()
+    main(["finetune", "--resume", "--save-path", "c/f.pt"])
+    assert "the run is finished" in capsys.readouterr().err
+    assert read_checkpoint("c/f.pt")["finetune"]["settled"]
+
+
+@pytest.mark.usefixtures("saved")
+def test_a_run_that_is_interrupted_while_it_is_judged_last_is_judged_again(monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(GuardedPPO, "settle", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            main(RUN.split())
+    assert not read_checkpoint("c/f.pt")["finetune"]["settled"]
+    with monkeypatch.context() as patched:
+        clone = played_badly(patched)
+        main(["finetune", "--resume", "--save-path", "c/f.pt"])
+    assert "it is above the clone by" in capsys.readouterr().out
+    saved = read_checkpoint("c/f.pt")
+    assert saved["finetune"]["settled"]
+    assert all(torch.equal(tensor, saved["parameters"][name]) for name, tensor in clone.items())
 
 
 @pytest.mark.usefixtures("saved")

@@ -436,26 +436,41 @@ def test_a_signal_that_is_lost_in_a_destructor_ends_the_run_after_the_update(tmp
     assert code == 143
 
 
+def test_a_second_sigterm_does_not_cut_off_the_save_that_the_first_one_began(start):
+    command = start(train_ppo("step", RARELY), slow_disk=False)
+    command.await_file()
+    for _ in range(200):  # as `timeout` sends it twice, and others more often
+        with contextlib.suppress(ProcessLookupError):
+            command.send(signal.SIGTERM)
+    assert command.code() in CODES[signal.SIGTERM]
+    assert command.messages.splitlines() == ["saved at step 32; go on with --resume", "interrupted"]
+    assert steps_kept() == 32
+
+
 # ---- whoever else is waited for ----
 
 
 @pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("when", ["in a row", "at the end"])
 @pytest.mark.parametrize(
     ("seconds", "told"), [(SLEEP, ["Weights & Biases is still sending, and is not waited for"]), (0.0, [])]
 )
-def test_a_tracker_that_goes_on_sending_does_not_keep_an_interrupted_run(number, seconds, told, tmp_path):
+def test_a_tracker_that_goes_on_sending_does_not_keep_an_interrupted_run(number, when, seconds, told, tmp_path):
     script = f"""
         import atexit, signal, sys, time, types
 
         class Run:
-            rows = 0
+            rows = finishing = 0
 
             def log(self, row, step):
                 self.rows += 1
-                if self.rows == 2:
+                if self.rows == 2 and {when == "in a row"}:
                     signal.raise_signal({int(number)})
 
             def finish(self):
+                self.finishing += 1
+                if {when == "at the end"} and self.finishing == 1:
+                    signal.raise_signal({int(number)})
                 time.sleep({seconds})
 
         def init(**settings):
@@ -470,7 +485,8 @@ def test_a_tracker_that_goes_on_sending_does_not_keep_an_interrupted_run(number,
     """
     code, _, messages = run_script(script, tmp_path)
     assert code == CODES[number][0]
-    assert messages.splitlines()[-2 - len(told) :] == ["saved at step 32; go on with --resume", *told, "interrupted"]
+    saved = ["saved at step 32; go on with --resume"] if when == "in a row" else []  # all is saved at the end
+    assert messages.splitlines()[-len(saved) - len(told) - 1 :] == [*saved, *told, "interrupted"]
 
 
 def test_a_command_leaves_without_a_look_through_all_that_was_imported(tmp_path):

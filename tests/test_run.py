@@ -719,3 +719,18 @@ def test_a_line_of_the_metrics_that_is_damaged_does_not_stop_a_resume(line):
     path.write_bytes(b"\n".join([first, line, second, b""]))
     resume("--total-timesteps 192")
     assert steps_of() == [64, 128, 192]
+
+
+def test_save_paths_that_differ_after_the_last_dot_are_two_runs(tmp_path):
+    one, other = RunFiles(tmp_path / "lr_0.001"), RunFiles(tmp_path / "lr_0.003")
+    assert one.folder != other.folder
+    assert RunFiles(tmp_path / "agent.pt").folder == tmp_path / "agent"
+
+
+def test_what_somebody_has_copied_into_the_folder_is_no_checkpoint_of_the_run(tmp_path):
+    files = RunFiles(tmp_path / "a.pt")
+    files.folder.mkdir()
+    names = ["step_0000000128.pt", "step_0000000128_good.pt", "step_best.pt", "step_0000000256.pt", "step_12345678901.pt"]
+    for name in names:
+        (files.folder / name).touch()
+    assert [path.name for path in files.all_periodic()] == ["step_12345678901.pt", "step_0000000256.pt", "step_0000000128.pt"]

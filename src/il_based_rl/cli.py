@@ -96,8 +96,9 @@ def _termination_as_exception() -> Iterator[None]:
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     def handle(number: int, frame: object) -> None:
-        _terminated.set()
-        raise Terminated
+        if not _terminated.is_set():  # some send it twice, which must not cut off the save that the first one began
+            _terminated.set()
+            raise Terminated
 
     _terminated.clear()
     if ours:

@@ -42,5 +42,5 @@ def signals_held() -> Iterator[None]:
         holding = False
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in held:
+        for number in sorted(held, reverse=True):  # SIGTERM before a time limit, which ends a run as if all were well
             signal.raise_signal(number)

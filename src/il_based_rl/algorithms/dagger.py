@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
 from il_based_rl.config import DaggerConfig
-from il_based_rl.errors import FileFormatError, FileWriteError, ResumeError, TimeIsUp
+from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError, ResumeError, TimeIsUp
 from il_based_rl.experiment import (
     Checkpoint,
     own_settings,
@@ -127,6 +128,7 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
             open_sinks=lambda: open_sinks(config.tracking, asdict(config), label, files.folder, step),
         )
         with contextlib.suppress(TimeIsUp), bar, run:
+            _put_other_demos_aside(learner, files)
             _save_asked(learner, files)
             run.keep(learner, learner.queries)
             run.save()
@@ -184,13 +186,21 @@ def _told_in_the_end(learner: Aggregation) -> str:
     return f"the best student keeps {share} of what the expert is above a random policy"
 
 
-def _save_asked(learner: Aggregation, files: RunFiles) -> None:
-    """Write all that was asked, before the checkpoint that goes on from it; an older run's is kept as `.bak`."""
+def _put_other_demos_aside(learner: Aggregation, files: RunFiles) -> None:
+    """Keep as `.bak` what lies there of another run, or of rounds after those that are gone on from."""
+    from il_based_rl.dataset import DemoDataset
     from il_based_rl.files import move_aside
 
-    if learner.asked is None:
-        move_aside(files.folder / DEMOS)
-    else:
+    with contextlib.suppress(FileMissingError, FileFormatError):
+        there = DemoDataset.load(files.folder / DEMOS)
+        if learner.asked is not None and there.fingerprint == learner.asked.fingerprint:
+            return
+    move_aside(files.folder / DEMOS, leave_copy=learner.asked is not None)  # as a kill may come before the next is written
+
+
+def _save_asked(learner: Aggregation, files: RunFiles) -> None:
+    """Write all that was asked, before the checkpoint that goes on from it."""
+    if learner.asked is not None:
         learner.asked.save(files.folder / DEMOS)
 
 
@@ -214,7 +224,8 @@ def _rounds_of(checkpoint: Checkpoint) -> int:
 def _asked_by(checkpoint: Checkpoint, files: RunFiles) -> DemoDataset | None:
     """Read what the expert was asked until a checkpoint was written; None before the first round.
 
-    It is looked for in the run that goes on, and where the checkpoint comes from: a save path, or a run's folder.
+    It is looked for in the run that goes on, and where the checkpoint comes from: a save path, or a run's folder; each time
+    in what was put aside there too.
     """
     from il_based_rl.algorithms.aggregation import asked_until
     from il_based_rl.dataset import DemoDataset
@@ -224,15 +235,16 @@ def _asked_by(checkpoint: Checkpoint, files: RunFiles) -> DemoDataset | None:
     number, wanted = _rounds_of(checkpoint), payload["dagger"].get("demonstrations")
     if number == 0:
         return None
-    places = dict.fromkeys(folder / DEMOS for folder in (files.folder, RunFiles(path).folder, path.parent))
+    own_name = re.sub(r"\.bak\d*$", "", str(path))
+    folders = dict.fromkeys((files.folder, RunFiles(own_name).folder, path.parent))
+    places = [place for folder in folders for place in sorted(folder.glob(f"{DEMOS}*"))]
     for place in filter(Path.is_file, places):
         with contextlib.suppress(FileFormatError):
             asked = asked_until(DemoDataset.load(place), number)
             if asked is not None and asked.fingerprint == wanted:
                 return asked
-    raise ResumeError(
-        f"what the expert was asked until {path} was written is in none of {', '.join(map(str, places))}; start afresh"
-    )
+    looked = ", ".join(str(folder / DEMOS) for folder in folders)
+    raise ResumeError(f"what the expert was asked until {path} was written is in none of {looked}; start afresh")
 
 
 def _going_on(config: DaggerConfig, checkpoint: Checkpoint) -> DaggerConfig:

@@ -52,6 +52,8 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
     Example:
         expert = finetune(BCAgent.load("checkpoints/bc_student.pt"), "Hopper-v5", 200_000, num_envs=4, seed=0)
     """
+    from il_based_rl.ppo_agent import PPOAgent
+
     config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
     with _world(config) as (envs, players):
         demos = _demos(config, envs)
@@ -62,7 +64,7 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
             if progress.passes_multiple_of(config.eval_interval):
                 _judged(tuner, config, players)
         _settled(tuner, config)
-    return tuner.agent
+    return PPOAgent.from_payload(tuner.payload(), "memory", device=config.device)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,8 +116,8 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
         cli.say(f"Fine-tuning {config.checkpoint} on {config.env_id} for {config.total_timesteps} timesteps...")
         if agent.env_steps >= config.total_timesteps:
             cli.notice(f"the run is finished: it has {agent.env_steps} steps")
-            if checkpoint is None or files.complete(checkpoint):
-                return agent
+            if tuner.settled and (checkpoint is None or files.complete(checkpoint)):
+                return PPOAgent.from_payload(tuner.payload(), config.save_path, device=config.device)
         label = f"{config.env_id}_{config.total_timesteps}"
         step = agent.env_steps
         bar = cli.Progress("fine-tuning", config.total_timesteps, "step", initial=agent.env_steps, quiet=config.quiet)

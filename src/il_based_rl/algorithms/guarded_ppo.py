@@ -74,6 +74,8 @@ class GuardedPPO:
         """Of the clone, from the start states that `judge` is given. Shape (E,)."""
         self.best, self.best_mean = copied(policy.state_dict()), -math.inf
         """Parameters of the best policy by `judge`, and its mean return."""
+        self.settled = False
+        """Whether `best` is what `settle` chose, and nothing was learned since."""
         self._schedule()
 
     @classmethod
@@ -125,7 +127,7 @@ class GuardedPPO:
             load_parameters(agent.policy, state["learner"])
             require_counts(state, "rollouts", "updates", "below")
             tuner.warming, tuner.rollouts, tuner.updates = bool(state["warming"]), state["rollouts"], state["updates"]
-            tuner.below = state["below"]
+            tuner.below, tuner.settled = state["below"], bool(state["settled"])
             tuner.caution, tuner.best_mean = float(state["caution"]), float(state["best_mean"])
             tuner.clone_returns = None if state["clone_returns"] is None else state["clone_returns"].numpy()
             restore_generator(tuner._draws, state["draws"])
@@ -144,6 +146,7 @@ class GuardedPPO:
             "rollouts": self.rollouts,
             "updates": self.updates,
             "below": self.below,
+            "settled": self.settled,
             "caution": self.caution,
             "best_mean": self.best_mean,
             "clone_returns": None if self.clone_returns is None else torch.from_numpy(self.clone_returns.copy()),
@@ -170,6 +173,7 @@ class GuardedPPO:
     def _advance(self, explained_variance: float) -> None:
         """Go on to the next update: end the warm-up, move the schedules, bound the standard deviation."""
         self.rollouts += 1
+        self.settled = False
         if not self.warming:
             self.updates += 1
         elif explained_variance >= self.guard.warmup_variance or self.rollouts >= self.guard.warmup_rollouts:
@@ -243,7 +247,9 @@ class GuardedPPO:
         return margin
 
     def settle(self, play: Callable[[], np.ndarray], random: np.random.Generator) -> Estimate:
-        """Take the best policy for the result, unless it is clearly below the clone from start states never seen before.
+        """Make sure that the best policy is not clearly below the clone from start states never seen before, or take the clone.
+
+        What learns is left as it is, so that learning may go on.
 
         Args:
             play: Lets the agent's policy play from those, and returns its returns by start state.
@@ -253,15 +259,16 @@ class GuardedPPO:
             By how much the result's mean return is above the clone's there.
         """
         policy = self.agent.policy
+        learner = copied(policy.state_dict())
         policy.load_state_dict(self.best)
         best = play()
         policy.actor.load_state_dict(self._anchor.state_dict())
         clone = play()
         margin = difference(best, clone, random, paired=True)
         if margin.high < 0.0:
-            self.best = copied(policy.state_dict())
-            return difference(clone, clone, random, paired=True)
-        policy.load_state_dict(self.best)
+            self.best, margin = copied(policy.state_dict()), difference(clone, clone, random, paired=True)
+        policy.load_state_dict(learner)
+        self.settled = True
         return margin
 
 

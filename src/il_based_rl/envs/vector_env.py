@@ -89,12 +89,12 @@ class VectorEnvs:
             rows, rewards = self._codec.rows(obs)[0], np.asarray(rewards, np.float64)
             terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         except Exception as error:  # as above
-            raise self._failure(f"in step {self._steps} since its reset, after actions {short(actions)}", error) from error
+            raise self._failure(f"in step {self._steps} since its reset", error, actions) from error
         valid = ~self._resetting
         terminated, truncated = terminated & valid, truncated & valid
         finals = {}
         for i in np.flatnonzero(terminated | truncated).tolist():
-            finals[i] = np.array(self._codec.row(infos["final_obs"][i]) if self._same_step else rows[i])
+            finals[i] = np.array(self._final_row(infos, i, actions[i]) if self._same_step else rows[i])
             self._require_sound(finals[i][None], rewards[i : i + 1], actions[i : i + 1], first=i)
             self._episodes[i] += 1
             self._begun_at[i] = self._steps if self._same_step else self._steps + 1
@@ -102,6 +102,17 @@ class VectorEnvs:
         if not self._same_step:
             self._resetting = terminated | truncated
         return StepRecord(rows, rewards, terminated, truncated, finals, valid)
+
+    def _final_row(self, infos: Any, i: int, action: np.ndarray) -> np.ndarray:
+        try:
+            return self._codec.row(infos["final_obs"][i])
+        except Exception as error:  # as above
+            raise EnvironmentFaultError(
+                f"{self._place(i, action)}: the observation that the episode ended in: {type(error).__name__}: {error}"
+            ) from error
+
+    def _place(self, i: int, action: np.ndarray) -> str:
+        return place(i, self._seeds[i], self._episodes[i], self._steps - self._begun_at[i], action)
 
     def _require_sound(self, rows: np.ndarray, rewards: np.ndarray, actions: np.ndarray, first: int = 0) -> None:
         with np.errstate(over="ignore"):
@@ -117,12 +128,13 @@ class VectorEnvs:
             what = f"the observation is not finite in float32: {short(row)}"
         else:
             what = f"{self._bounds.misfit(row)}; {REMEDY}"
-        where = place(i, self._seeds[i], self._episodes[i], self._steps - self._begun_at[i], actions[k])
-        raise EnvironmentFaultError(f"{where}: {what}")
+        raise EnvironmentFaultError(f"{self._place(i, actions[k])}: {what}")
 
-    def _failure(self, when: str, error: Exception) -> EnvironmentFaultError:
-        seeds = f"with seeds {self._seeds} " if self._seeds[0] is not None else ""
-        return EnvironmentFaultError(f"the vector environment {seeds}failed {when}: {type(error).__name__}: {error}")
+    def _failure(self, when: str, error: Exception, actions: np.ndarray | None = None) -> EnvironmentFaultError:
+        what = f"{type(error).__name__}: {error}"
+        seeds = f"; its seeds: {short(self._seeds)}" if self._seeds[0] is not None else ""
+        after = "" if actions is None else f"; the actions: {short(actions)}"
+        return EnvironmentFaultError(f"the vector environment failed {when}: {what}{seeds}{after}")
 
     def states(self) -> list[EnvState | None]:
         """See `Envs`; what is inside cannot be known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,12 +48,12 @@ class RunFiles:
         checkpoints/ppo_agent/best.pt                 the best policy by evaluation
         checkpoints/ppo_agent/step_0000010240.pt      the last three periodic checkpoints
 
-    A save path without a suffix has its folder under the name with `.run` behind it.
+    A save path that does not end in `.pt` has its folder under the name with `.run` behind it.
     """
 
     def __init__(self, save_path: str | Path) -> None:
         self.save_path = Path(save_path)
-        named_like_file = self.save_path.with_suffix("") if self.save_path.suffix else None
+        named_like_file = self.save_path.with_suffix("") if self.save_path.suffix == ".pt" else None
         self.folder = named_like_file or self.save_path.with_name(self.save_path.name + ".run")
         self.metrics = self.folder / "metrics.jsonl"
         self.best = self.folder / "best.pt"
@@ -63,7 +64,8 @@ class RunFiles:
 
     def all_periodic(self) -> list[Path]:
         """Return the periodic checkpoints, the newest first."""
-        return sorted(self.folder.glob("step_*.pt"), reverse=True)
+        ours = re.compile(r"step_\d{10,}\.pt")  # and not what somebody has copied there
+        return sorted((path for path in self.folder.glob("step_*.pt") if ours.fullmatch(path.name)), reverse=True)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -218,7 +220,8 @@ class Run:
         best: float | None = before.get("best_eval_reward")
         self._started = time.monotonic() - float(before.get("wall_seconds", 0.0))
         self._resumes = list(before.get("resumes", []))
-        self._saved_step, self._failed_saves = -1, 0
+        self._saved: dict[str, Any] | None = None
+        self._failed_saves = 0
         with contextlib.ExitStack() as stack:
             stack.enter_context(files.exclusive())
             if resumed_from is not None:
@@ -305,7 +308,7 @@ class Run:
             FileWriteError: It cannot be written; older files are as they were.
         """
         kept = self._kept
-        if self._saved_step == kept.step:
+        if self._saved is kept.payload:
             return
         earlier_best = kept.unwritten_best if kept.unwritten_best is not kept.payload else None
         try:
@@ -318,10 +321,10 @@ class Run:
             if kept.periodic:
                 write_checkpoint(self._files.periodic(kept.step), kept.payload)
         except FileWriteError as error:
-            error.exit_code = 2 if self._saved_step < 0 else 1
+            error.exit_code = 2 if self._saved is None else 1
             raise
         self._kept = replace(kept, unwritten_best=None)
-        self._saved_step, self._failed_saves = kept.step, 0
+        self._saved, self._failed_saves = kept.payload, 0
         for path in self._files.all_periodic()[_KEPT_CHECKPOINTS:]:
             remove_file(path)
 

@@ -47,9 +47,13 @@ class GuardedSink:
             self._guarded(lambda: sink.log(metrics, step))
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `Sink`; an interruption ends the waiting, and goes on."""
         if (sink := self._sink) is not None:
-            self._guarded(sink.close)
+            try:
+                self._guarded(sink.close)
+            except KeyboardInterrupt as interruption:
+                self.close_soon(getattr(interruption, "exit_code", 130))
+                raise
 
     def close_soon(self, exit_code: int) -> None:
         """Close it within a second, as somebody wants the process to end; what it has not passed on by then is left.
@@ -59,10 +63,10 @@ class GuardedSink:
         """
         closing = threading.Thread(target=self.close, daemon=True)
         closing.start()
+        atexit.register(_leave_if_alive, closing, exit_code)  # which comes before what was registered before it
         closing.join(_CLOSING_SECONDS)
         if closing.is_alive():
             notice(f"{self._name} is still sending, and is not waited for")
-            atexit.register(_leave_if_alive, closing, exit_code)  # which comes before what was registered before it
 
     def _guarded(self, call: Callable[[], object]) -> None:
         try:
