@@ -436,6 +436,32 @@ def test_a_signal_that_is_lost_in_a_destructor_ends_the_run_after_the_update(tmp
     assert code == 143
 
 
+def test_a_time_limit_that_rings_in_a_destructor_rings_again(tmp_path):
+    script = f"""
+        import sys, time
+        import test_interruptions
+
+        class Slow:
+            def __del__(self):
+                time.sleep({SLEEP})
+
+        class Robot(test_interruptions.Sleepy):
+            def step(self, action):
+                if self._steps == 40:
+                    Slow()
+                return super().step(action)
+
+        sys.unraisablehook = lambda told: print("lost", type(told.exc_value).__name__)
+        test_interruptions.gym.register("interruptions/Robot-v0", Robot)
+        from il_based_rl.__main__ import main
+        main({train_ppo("never", f"{RARELY} --max-time 1 --total-timesteps 100000000").replace("Never", "Robot").split()})
+    """
+    code, output, messages = run_script(script, tmp_path)
+    assert "lost TimeIsUp" in output.splitlines()
+    assert "go on with --resume" in messages
+    assert code == 0
+
+
 def test_a_second_sigterm_does_not_cut_off_the_save_that_the_first_one_began(start):
     command = start(train_ppo("step", RARELY), slow_disk=False)
     command.await_file()

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 from il_based_rl.errors import ConfigError, TimeIsUp
 
+_AGAIN_SECONDS = 1.0
+"""What the first ring raises may be lost, as in a destructor or in another's code."""
+
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
@@ -27,7 +30,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         raise TimeIsUp
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_SECONDS)
     try:
         yield
     finally:
