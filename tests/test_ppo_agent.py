@@ -780,7 +780,8 @@ def test_environments_of_other_spaces_are_refused():
 
 def test_a_reward_that_is_no_number_stops_learning_and_is_placed():
     envs = vector_of(lambda k: Broken() if k == 1 else Labelled())
-    with pytest.raises(EnvironmentFaultError, match=r"environment 1, step 3, after action .*the reward nan is not finite"):
+    placed = r"environment 1, seed \d+, episode 1, step 3, after action .*: the reward is nan"
+    with pytest.raises(EnvironmentFaultError, match=placed):
         list(agent_for(envs).learn(envs, 16))
 
 
