@@ -322,8 +322,10 @@ class EpisodePlayers:
             playing = still_playing
 
     def _look_at_bounds(self, episode: Episode) -> None:
+        if self._watched is None:
+            return
         rows = [*episode.rows, episode.final_row]
-        if self._watched is None or self._watched.inside(np.stack(rows)).all():
+        if self._watched.inside(np.stack(rows)).all():
             return
         step, misfit = next((t, told) for t, row in enumerate(rows) if (told := self._watched.misfit(row)))
         notice(f"{self.env_id}, start seed {episode.seed}, step {step}: {misfit}; it is taken as it is, and nothing more said")
