@@ -24,8 +24,8 @@ Settings = TypeVar("Settings")
 _LINE_SECONDS = 30.0
 LATEST = "latest"
 """What a bare `--resume` stands for."""
-_terminated = threading.Event()
-"""SIGTERM has come while a command ran."""
+_terminated = False
+"""SIGTERM has come while a command ran. No event of threading's, whose lock a second signal would wait for for ever."""
 
 
 def parse(defaults: Settings, argv: Sequence[str] | None, *, prog: str, description: str) -> Settings:
@@ -96,11 +96,13 @@ def _termination_as_exception() -> Iterator[None]:
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     def handle(number: int, frame: object) -> None:
-        if not _terminated.is_set():  # some send it twice, which must not cut off the save that the first one began
-            _terminated.set()
+        global _terminated
+        if not _terminated:  # some send it twice, which must not cut off the save that the first one began
+            _terminated = True
             raise Terminated
 
-    _terminated.clear()
+    global _terminated
+    _terminated = False
     if ours:
         signal.signal(signal.SIGTERM, handle)
     try:
@@ -142,7 +144,7 @@ class Progress:
         Raises:
             Terminated: SIGTERM had come, and what that raised was lost, as in a destructor or in another's code.
         """
-        if _terminated.is_set():
+        if _terminated:
             raise Terminated
         self._done += amount
         if latest and not self._bar.disable:
