@@ -22,7 +22,7 @@ from il_based_rl import collect, train, train_ppo
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, PPOConfig, TrainConfig, TrainPPOConfig
 from il_based_rl.envs import InProcessEnvs
-from il_based_rl.errors import FileWriteError, LockedError, TimeIsUp
+from il_based_rl.errors import FileWriteError, LockedError, ResumeError, TimeIsUp
 from il_based_rl.experiment.hardware import SMALL_WIDTH, fitting_threads, require_device
 from il_based_rl.experiment.run import TIME_FIELDS, Run, RunFiles
 from il_based_rl.files import RowFile, read_checkpoint, read_rows, write_checkpoint
@@ -582,6 +582,23 @@ def test_a_limit_of_time_onto_a_full_disk_is_an_error(tmp_path, monkeypatch, cap
         run_out_of_time()
     assert caught.value.exit_code == 1
     assert read_checkpoint(files.save_path)["training"]["env_steps"] == 0
+
+
+@pytest.mark.parametrize("ending", ["saves once more", "removes an old checkpoint"])
+def test_a_run_that_ends_while_another_process_reads_it_is_not_rewound(ending, tmp_path):
+    files = RunFiles(tmp_path / "a.pt")
+    with Run(files, {}, numerics={}) as run:
+        run.keep(Learner(5), 5)
+        run.save()
+        read = files.save_path, read_checkpoint(files.save_path)
+        run.keep(Learner(10), 10)
+        run.save()
+    if ending == "removes an old checkpoint":
+        files.save_path.unlink()
+    before = {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)}
+    with pytest.raises(ResumeError, match=r"a\.pt was written again .* try once more"):
+        Run(files, {}, numerics={}, resumed_from=read, step=5)
+    assert {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)} == before
 
 
 def test_nobody_else_is_told_of_a_run_that_is_refused(tmp_path):

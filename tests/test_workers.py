@@ -383,8 +383,9 @@ def test_a_worker_that_hangs_is_reported(monkeypatch):
     ],
 )
 def test_environments_that_cannot_be_made_in_a_worker_leave_no_process(env_id, message):
-    with pytest.raises(EnvironmentFaultError, match=message):
+    with pytest.raises(EnvironmentFaultError, match=message) as caught:
         WorkerEnvs(env_id, 4, 2)
+    assert caught.value.exit_code == 2  # as nothing has begun
 
 
 def test_an_unknown_id_is_refused_before_a_process_is_started():
@@ -482,3 +483,15 @@ def test_a_worker_that_plays_a_long_episode_again_may_take_its_time(monkeypatch)
         _, levels = envs.restore(states)
         assert time.monotonic() - started > 3.0  # four thousand steps of a thousandth, and the trial before
     assert len(levels) == 2
+
+
+def test_a_worker_that_dies_while_it_plays_an_episode_again_is_named_with_the_action_of_then():
+    with WorkerEnvs("workers/killed-v0", 3, 2) as envs:
+        envs.reset([1, 2, 3])
+        for t in range(5):
+            envs.step(np.full((3, 1), t / 8, np.float32))
+        states = envs.states()
+        states[1] = replace(states[1], seed=FAULTY)
+        where = rf"environment 1, seed {FAULTY}, episode 1, step 3, after action \[0\.25\]"
+        with pytest.raises(EnvironmentFaultError, match=rf"{where}: its worker process died with exit code -9"):
+            envs.restore(states)

@@ -101,6 +101,8 @@ class WorkerEnvs:
         self._valid = np.ones(num_envs, bool)
         self._slices = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(num_envs), count)]
         self._workers: list[_Worker] = []
+        self._replayed: Sequence[EnvState] = ()
+        """What the environments are being brought back to."""
         try:
             for w, part in enumerate(self._slices):
                 pipe, theirs = context.Pipe()
@@ -111,8 +113,10 @@ class WorkerEnvs:
                 _start(process, env_id)
                 theirs.close()
             self._answers(STARTING_SECONDS)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, EnvironmentFaultError):
+                error.exit_code = 2  # nothing has begun yet
             raise
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
@@ -144,12 +148,15 @@ class WorkerEnvs:
     def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
         """See `Envs`."""
         self._shared["seeds"][:] = [state.seed for state in states]
+        self._shared["episode"][:] = 0  # until a worker says where it is
+        self._replayed = states
         self._order(RESTORE)
         for worker, part in zip(self._workers, self._slices, strict=True):
             with contextlib.suppress(OSError):  # one that died is noticed below
                 worker.pipe.send(list(states[part]))
         levels = [level for w in range(len(self._workers)) for level in self._received(w)]
         self._answers(self._timeout or ANSWER_SECONDS)
+        self._replayed = ()
         return self._shared["rows"], levels
 
     def _received(self, w: int) -> list[Any]:
@@ -194,7 +201,9 @@ class WorkerEnvs:
         if shared["episode"][w] == 0:
             return EnvironmentFaultError(f"the worker of environments {part.start} to {part.stop - 1} {what}")
         i, step = int(shared["index"][w]), int(shared["step"][w])
-        where = place(i, int(shared["seeds"][i]), int(shared["episode"][w]), step, shared["actions"][i])
+        played = self._replayed[i].actions if self._replayed else None
+        action = shared["actions"][i] if played is None else played[step - 1]
+        where = place(i, int(shared["seeds"][i]), int(shared["episode"][w]), step, action)
         return EnvironmentFaultError(f"{where}: its worker process {what}")
 
     def close(self) -> None:

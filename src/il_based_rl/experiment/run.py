@@ -93,6 +93,15 @@ class RunFiles:
         place = os.path.realpath(path)
         return place == os.path.realpath(self.save_path) or Path(place).parent == Path(os.path.realpath(self.folder))
 
+    def require_as_read(self, checkpoint: tuple[Path, dict[str, Any]]) -> None:
+        """Raise ResumeError if a run that was just ending has written one of these files since it was read."""
+        path, payload = checkpoint
+        if self.holds(path):
+            with contextlib.suppress(FileMissingError):
+                if self._step_of(path) == _step_in(payload):
+                    return
+            raise ResumeError(f"{path} was written again after it had been read, by a run that was just ending; try once more")
+
     def rewind(self, step: int) -> None:
         """Take back what was written after the step that a run is resumed from; later policies are kept as `.bak`."""
         later = [path for path in (self.save_path, self.best) if path.exists() and self._step_of(path) > step]
@@ -201,6 +210,7 @@ class Run:
 
     Raises:
         LockedError: Another process writes the same run.
+        ResumeError: Another process has written what it goes on from since that was read.
         FileWriteError: Its places cannot be written.
     """
 
@@ -225,6 +235,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(files.exclusive())
             if resumed_from is not None:
+                files.require_as_read(resumed_from)
                 level = self._same_numerics(before.get("numerics"), level)
                 self._resumes.append({"step": step, "level": level})
                 notice(f"resuming {resumed_from[0]} at step {step}: {_LEVELS[level]}")
