@@ -8,8 +8,8 @@ import torch
 from gymnasium import spaces
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from il_based_rl.actor_critic_policy import ActorCriticPolicy
-from il_based_rl.errors import UnsupportedSpaceError
+from il_based_rl.actor_critic_policy import ActorCriticPolicy, actor_critic_from
+from il_based_rl.errors import FileFormatError, UnsupportedSpaceError
 from il_based_rl.networks import parameter_count
 
 PLANE = spaces.Box(-np.inf, np.inf, (2,))
@@ -133,3 +133,16 @@ def test_the_actors_statistics_are_saved_with_the_policy():
 def test_other_kinds_of_spaces_are_refused(spaces_given):
     with pytest.raises(UnsupportedSpaceError, match="is not supported; expected Box, Discrete"):
         ActorCriticPolicy(*spaces_given)
+
+
+@pytest.mark.parametrize("odd", [[2**40], [-3], [8.0], "8", {8: 1}, None, 8, [1] * 1_000_000], ids=lambda odd: str(odd)[:20])
+def test_a_critic_that_a_file_does_not_hold_is_refused(odd):
+    policy = ActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), (8,))
+    with pytest.raises(FileFormatError, match="checkpoint describes"):
+        actor_critic_from({**policy.architecture, "critic_hidden_dims": odd}, policy.state_dict())
+
+
+def test_a_file_of_before_critics_had_sizes_of_their_own_is_read():
+    policy = ActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), (8, 4))
+    found = actor_critic_from(policy.actor.architecture, policy.state_dict())
+    assert [layer.in_features for layer in found.critic.linear] == [3, 8, 4]

@@ -22,6 +22,7 @@ from il_based_rl.config import BCConfig, PPOConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.envs import InProcessEnvs
 from il_based_rl.flat_parameters import FlatParameters
+from il_based_rl.fused_mlp import reason_against
 from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy
 from il_based_rl.ppo_agent import PPOAgent
@@ -60,11 +61,10 @@ def randomized(module, seed):
     return module
 
 
-def policy_of(action_space, network=(3, (16, 8), "tanh", 0)):
+def policy_of(action_space, network=(3, (16, 8), "tanh", 0), critic_hidden_dims=None):
     size, hidden_dims, activation, seed = network
-    return randomized(
-        ActorCriticPolicy(spaces.Box(-np.inf, np.inf, (size,)), action_space, hidden_dims, activation=activation), seed
-    )
+    observation_space, more = spaces.Box(-np.inf, np.inf, (size,)), {"critic_hidden_dims": critic_hidden_dims}
+    return randomized(ActorCriticPolicy(observation_space, action_space, hidden_dims, activation=activation, **more), seed)
 
 
 def batch_for(policy, size, clip_range, clipped_share, seed):
@@ -86,6 +86,7 @@ def batch_for(policy, size, clip_range, clipped_share, seed):
         log_probs=(log_probs - np.log(ratios)).astype(dtype),
         advantages=random.normal(size=size).astype(dtype),
         returns=(3.0 * random.normal(size=size)).astype(dtype),
+        values=random.normal(size=size).astype(dtype),
     )
 
 
@@ -133,20 +134,24 @@ def test_a_rollout_is_judged_by_the_statistics_of_the_policy(space, rule):
     clipped_share=st.sampled_from([0.0, 0.5, 1.0]),
     entropy_coef=st.sampled_from([0.0, 0.01, 0.3]),
     value_coef=st.sampled_from([0.0, 0.5, 2.0]),
+    value_clip_range=st.sampled_from([None, 0.2, 1.0]),
+    critic_hidden_dims=st.one_of(st.none(), st.lists(st.integers(1, 24), max_size=3)),
 )
 def test_the_gradient_of_ppos_whole_loss_is_autograds(
-    action_space, network, size, clip_range, clipped_share, entropy_coef, value_coef
+    action_space, network, size, clip_range, clipped_share, entropy_coef, value_coef, value_clip_range, critic_hidden_dims
 ):
-    policy = policy_of(action_space, network).double()
+    policy = policy_of(action_space, network, critic_hidden_dims).double()
     batch = batch_for(policy, size, clip_range, clipped_share, network[-1])
-    config = PPOConfig(clip_range=clip_range, entropy_coef=entropy_coef, value_coef=value_coef)
+    config = PPOConfig(entropy_coef=entropy_coef, value_coef=value_coef, value_clip_range=value_clip_range)
+    assert reason_against(policy.float(), CPU) is None  # that it is double is the only reason against it
+    policy.double()
     others = [] if policy.log_std is None else [policy.log_std]
     flat = FlatParameters([policy.actor.network, policy.critic], others)
     reference, fused = ReferenceUpdate(policy, flat, CPU), FusedUpdate(policy)
-    wanted_measures = reference.differentiate(reference.prepared(batch), config)
+    wanted_measures = reference.differentiate(reference.prepared(batch), config, clip_range)
     wanted = flat.grad.clone()
     flat.grad.fill_(7.0)  # what was there must not matter
-    measures = fused.differentiate(fused.prepared(batch), config)
+    measures = fused.differentiate(fused.prepared(batch), config, clip_range)
     # 1e-5 is promised; the largest relative difference of 2,000 random cases was 3.4e-15.
     assert relative(flat.grad, wanted) < 1e-9
     np.testing.assert_allclose(measures, wanted_measures.numpy(), rtol=1e-6, atol=1e-9)

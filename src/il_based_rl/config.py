@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from il_based_rl.errors import ConfigError
 
 Settings = TypeVar("Settings")
+Activation = Literal["tanh", "relu"]
 Bounds = Literal["auto", "strict", "any"]
 
 MAX_WIDTH = 65_536
@@ -40,10 +41,10 @@ def _require_positive(settings: object, *names: str) -> None:
         _require(value > 0 and math.isfinite(value), name, value, "above 0 and finite")
 
 
-def _require_widths(hidden_dims: tuple[int, ...] | None) -> None:
+def _require_widths(name: str, hidden_dims: tuple[int, ...] | None) -> None:
     for width in hidden_dims or ():
         expected = f"whole numbers above 0 and at most {MAX_WIDTH}"
-        _require(0 < width <= MAX_WIDTH, "hidden_dims", " ".join(map(str, hidden_dims or ())), expected)
+        _require(0 < width <= MAX_WIDTH, name, " ".join(map(str, hidden_dims or ())), expected)
 
 
 def _require_file(name: str, path: str) -> None:
@@ -146,6 +147,12 @@ class PPOConfig:
     """Largest norm of a minibatch's gradient; longer ones are scaled down to it."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """Whether the learning rate stays, or falls linearly towards 0, update by update."""
+    clip_schedule: Literal["constant", "linear"] = "constant"
+    """The same for the clip range."""
+    value_clip_range: float | None = None
+    """How far an update may move a value and gain by it, in scaled rewards; None sets no limit."""
+    recompute_advantages: bool = False
+    """Judge the rollout anew before each epoch but the first, by the critic of then."""
     target_kl: float | None = None
     """Stop an update's epochs once a minibatch's approximate KL divergence (nats) passes 1.5 times this."""
     normalize_obs: bool = True
@@ -163,8 +170,9 @@ class PPOConfig:
         for name in ("entropy_coef", "value_coef"):
             value = getattr(self, name)
             _require(value >= 0.0 and math.isfinite(value), name, value, "0 or more")
-        if self.target_kl is not None:
-            _require_positive(self, "target_kl")
+        for name in ("target_kl", "value_clip_range"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
 
 
 def _require_rollout(ppo: PPOConfig, num_envs: int) -> None:
@@ -192,7 +200,13 @@ class TrainPPOConfig:
     num_envs: int = 1
     """Environments stepped side by side; a rollout has n-steps of each."""
     hidden_dims: tuple[int, ...] = (64, 64)
-    """Hidden layer sizes of the actor and of the critic."""
+    """Hidden layer sizes of the actor, and of the critic unless it has its own."""
+    critic_hidden_dims: tuple[int, ...] | None = None
+    """Hidden layer sizes of the critic; None takes the actor's."""
+    activation: Activation = "tanh"
+    """Between the layers."""
+    initial_log_std: float = 0.0
+    """Where the logarithm of the standard deviation of continuous actions starts: 0 is half the action's range."""
     seed: int | None = None
     """Random seed; None draws one and writes it down."""
     save_path: str = "checkpoints/ppo_agent.pt"
@@ -227,7 +241,9 @@ class TrainPPOConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes", "env_timeout")
         _require_time(self.max_time)
-        _require_widths(self.hidden_dims)
+        _require_widths("hidden_dims", self.hidden_dims)
+        _require_widths("critic_hidden_dims", self.critic_hidden_dims)
+        _require(-20.0 <= self.initial_log_std <= 2.0, "initial_log_std", self.initial_log_std, "between -20 and 2")
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require_rollout(self.ppo, self.num_envs)
@@ -352,7 +368,7 @@ class TrainConfig:
         _require_positive(self, "eval_interval", "eval_episodes")
         if self.max_demos is not None:
             _require_positive(self, "max_demos")
-        _require_widths(self.hidden_dims)
+        _require_widths("hidden_dims", self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require_time(self.max_time)
@@ -381,7 +397,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_episodes")
-        _require_widths(self.hidden_dims)
+        _require_widths("hidden_dims", self.hidden_dims)
         _require_seed(self.seed)
 
 
@@ -586,7 +602,7 @@ class DaggerConfig:
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
         finite = self.stop_at is None or math.isfinite(self.stop_at)
         _require(finite, "stop_at", self.stop_at, "a finite number")
-        _require_widths(self.hidden_dims)
+        _require_widths("hidden_dims", self.hidden_dims)
         _require_time(self.max_time)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
@@ -622,7 +638,7 @@ class DemosNeededConfig:
         _require_positive(self, "num_seeds")
         _require(all(count > 0 for count in self.counts), "counts", " ".join(map(str, self.counts)), "whole numbers above 0")
         _require_episodes("eval_episodes", self.eval_episodes)
-        _require_widths(self.hidden_dims)
+        _require_widths("hidden_dims", self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require(Path(self.save_path).suffix == ".json", "save_path", self.save_path, "a path that ends in .json")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-Activation = Literal["tanh", "relu"]
+from il_based_rl.config import Activation
+
 NumpyFunction = Callable[[np.ndarray], np.ndarray]
 
 _CONSTANT_VARIANCE = 1e-12

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from il_based_rl.config import Activation
 from il_based_rl.errors import (
     ArchitectureMismatchError,
     FileFormatError,
@@ -19,7 +20,7 @@ from il_based_rl.errors import (
 )
 from il_based_rl.fused_mlp import reason_against_forward
 from il_based_rl.heads import action_head
-from il_based_rl.networks import MLP, Activation, NumpyFunction, RunningNormalizer
+from il_based_rl.networks import MLP, NumpyFunction, RunningNormalizer
 from il_based_rl.spaces import ObservationCodec, numbers_in, same_space, space_from_plain, space_to_plain
 
 
@@ -167,7 +168,7 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
     """
     try:
         activation, hidden_dims = architecture["activation"], tuple(architecture["hidden_dims"])
-        stored = sum(tensor.numel() for tensor in parameters.values() if tensor.is_floating_point())
+        stored = numbers_stored(parameters)
         plain = architecture["observation_space"], architecture["action_space"]
         if max(map(numbers_in, plain)) > stored:
             raise ValueError(f"spaces of more numbers than the {stored} that are stored; a network for them")
@@ -175,12 +176,9 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         inputs, outputs = ObservationCodec(observation_space).size, action_head(action_space).num_outputs
     except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
-    known = activation in ("tanh", "relu") and len(hidden_dims) <= _MOST_LAYERS
-    if not known or not all(type(width) is int and width > 0 for width in hidden_dims):
-        raise FileFormatError(f"the checkpoint describes a policy of {hidden_dims[:9]} {activation} units; it is damaged")
-    weights = sum(a * b for a, b in itertools.pairwise([inputs, *hidden_dims, outputs]))
-    if weights > stored:
-        raise FileFormatError(f"the checkpoint describes {weights} weights and holds {stored} numbers; it is damaged")
+    if activation not in ("tanh", "relu"):
+        raise FileFormatError(f"the checkpoint describes a policy of {activation!r:.50} units; it is damaged")
+    require_layers(inputs, hidden_dims, outputs, stored)
     return {
         "observation_space": observation_space,
         "action_space": action_space,
@@ -190,6 +188,20 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
 
 
 _MOST_LAYERS = 100
+
+
+def numbers_stored(parameters: Mapping[str, Tensor]) -> int:
+    """Return how many numbers a file holds for networks to be made of."""
+    return sum(tensor.numel() for tensor in parameters.values() if tensor.is_floating_point())
+
+
+def require_layers(inputs: int, hidden_dims: tuple[Any, ...], outputs: int, stored: int) -> None:
+    """Raise FileFormatError unless hidden layers that a file describes can be, and be made of the numbers that it holds."""
+    if len(hidden_dims) > _MOST_LAYERS or not all(type(width) is int and width > 0 for width in hidden_dims):
+        raise FileFormatError(f"the checkpoint describes hidden layers of {hidden_dims[:9]} units; it is damaged")
+    weights = sum(a * b for a, b in itertools.pairwise([inputs, *hidden_dims, outputs]))
+    if weights > stored:
+        raise FileFormatError(f"the checkpoint describes {weights} weights and holds {stored} numbers; it is damaged")
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

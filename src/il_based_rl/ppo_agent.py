@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from il_based_rl.actor_critic_policy import ActorCriticPolicy
+from il_based_rl.actor_critic_policy import ActorCriticPolicy, actor_critic_from
 from il_based_rl.buffer import RolloutBatch, RolloutBuffer
 from il_based_rl.config import PPOConfig, require_types
 from il_based_rl.envs import Envs, as_envs
@@ -21,7 +21,7 @@ from il_based_rl.flat_parameters import FlatAdam, FlatParameters
 from il_based_rl.functional import discounted_sums, explained_variance
 from il_based_rl.fused_mlp import reason_against
 from il_based_rl.networks import RewardScaler
-from il_based_rl.policy import arguments_from, copied, load_parameters, require_counts, require_hidden_dims, require_spaces
+from il_based_rl.policy import copied, load_parameters, require_counts, require_hidden_dims, require_spaces
 from il_based_rl.ppo_updates import APPROX_KL, MEASURES, FusedUpdate, ReferenceUpdate
 from il_based_rl.rollout import FinishedEpisode, Rollouts, RolloutState, from_plain, to_plain
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, start_seeds, torch_seed
@@ -79,6 +79,8 @@ class PPOAgent:
         self.penalty: Callable[[RolloutBatch], object] | None = None
         """Called for each minibatch once its gradient is written, to add that of a further loss to it."""
         self.reward_scaler = RewardScaler()
+        self._remaining = 1.0
+        """Share of the training that is left, which the schedules follow."""
         self.env_steps = 0
         self.gradient_steps = 0
         self.resume_level: str | None = None
@@ -101,11 +103,22 @@ class PPOAgent:
         hidden_dims: Sequence[int] = (64, 64),
         seed: int | None = None,
         device: str | torch.device = "cpu",
+        **shape: Any,
     ) -> PPOAgent:
-        """Return an agent with a fresh policy for these spaces, its initial weights drawn from the seed."""
+        """Return an agent with a fresh policy for these spaces, its initial weights drawn from the seed.
+
+        Args:
+            observation_space: See `ActorCriticPolicy`.
+            action_space: See `ActorCriticPolicy`.
+            config: Hyperparameters.
+            hidden_dims: See `ActorCriticPolicy`.
+            seed: See `PPOAgent`.
+            device: See `PPOAgent`.
+            **shape: Further arguments of `ActorCriticPolicy`: `activation`, `critic_hidden_dims`, `initial_log_std`.
+        """
         seed = fresh_seed() if seed is None else seed
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
-        policy = ActorCriticPolicy(observation_space, action_space, hidden_dims, generator=weights)
+        policy = ActorCriticPolicy(observation_space, action_space, hidden_dims, generator=weights, **shape)
         return cls(policy, config, seed=seed, device=device)
 
     def learn(self, envs: Envs | gym.vector.VectorEnv[Any, Any, Any], total_timesteps: int) -> Iterator[Progress]:
@@ -143,15 +156,15 @@ class PPOAgent:
             if config.normalize_reward:
                 self.reward_scaler.update(buffer.flat(sums))
             batch = self._batch(buffer, rollouts.features)
-            self._set_learning_rate(1.0 - self.env_steps / total_timesteps)
-            metrics = self.update(batch)
+            self._remaining = 1.0 - self.env_steps / total_timesteps
+            metrics = self.update(batch, lambda: self._batch(buffer, rollouts.features))
             if config.normalize_obs:
                 actor.normalizer.update(buffer.flat(buffer.features))
             self.env_steps += buffer.rewards.size
             yield Progress(self.env_steps, metrics, episodes, rollout_steps=buffer.rewards.size)
 
     def _batch(self, buffer: RolloutBuffer, last_features: np.ndarray) -> RolloutBatch:
-        """Judge a whole rollout at once, by the policy that acted."""
+        """Judge a whole rollout at once, by the policy as it is."""
         config, rule = self.config, self._update_rule()
         steps, num_envs = buffer.rewards.shape
         joined = buffer.features.reshape(steps * num_envs, -1)
@@ -169,28 +182,36 @@ class PPOAgent:
             gae_lambda=config.gae_lambda,
         )
         columns = [np.array(each) for each in (normalized, raw_actions, log_probs)]  # copies, as the buffer is used again
-        columns += [each.ravel().astype(np.float32) for each in (advantages, advantages + values)]
+        columns += [each.ravel().astype(np.float32) for each in (advantages, advantages + values, values)]
         valid = buffer.valid.ravel()
         return RolloutBatch(*(columns if valid.all() else [column[valid] for column in columns]))
 
-    def update(self, batch: RolloutBatch) -> dict[str, float]:
+    def update(self, batch: RolloutBatch, judge_again: Callable[[], RolloutBatch] | None = None) -> dict[str, float]:
         """Improve the policy on one rollout: some epochs of minibatches.
+
+        Args:
+            batch: The rollout, as the policy judged it that acted.
+            judge_again: Returns the same rollout as the policy judges it now, for `recompute_advantages` (Andrychowicz et al.
+                2021, section 3.5, https://arxiv.org/abs/2006.05990).
 
         Returns:
             Means over the minibatches of `policy_loss` (clipped surrogate), `value_loss` (the critic's mean squared error, in
             raw reward units squared), `entropy` and `approx_kl` (nats) and `clip_fraction`; and of the whole rollout
-            `explained_variance` (of the critic before the update), `action_std` and `learning_rate`.
+            `explained_variance` (of the critic before the update), `action_std`, `learning_rate` and `clip_range`.
 
         Raises:
             TrainingDivergedError: The parameters are no longer finite.
         """
         config, rule = self.config, self._update_rule()
-        explained = explained_variance(batch.returns - batch.advantages, batch.returns)
+        self.optimizer.lr = config.lr * (self._remaining if config.lr_schedule == "linear" else 1.0)
+        clip_range = config.clip_range * (self._remaining if config.clip_schedule == "linear" else 1.0)
         sums: Any = 0.0  # an array or a tensor of the measures, as the path has it
         minibatches, stop, prepared = 0, False, rule.prepared(batch)
-        for _ in range(config.n_epochs):
+        for epoch in range(config.n_epochs):
+            if epoch > 0 and config.recompute_advantages and judge_again is not None:
+                prepared = rule.prepared(replace(judge_again(), log_probs=batch.log_probs))
             for minibatch in prepared.minibatches(config.batch_size, self._random["minibatch order"]):
-                measures = rule.differentiate(minibatch, config)
+                measures = rule.differentiate(minibatch, config, clip_range)
                 if config.target_kl is not None and float(measures[APPROX_KL]) > 1.5 * config.target_kl:
                     stop = True
                     break
@@ -206,11 +227,10 @@ class PPOAgent:
         means = (sums / minibatches).tolist() if minibatches else [0.0] * len(MEASURES)
         metrics = dict(zip(MEASURES, means, strict=True))
         metrics["value_loss"] *= self.reward_scaler.scale**2 if config.normalize_reward else 1.0
-        metrics["explained_variance"] = explained
+        metrics["explained_variance"] = explained_variance(batch.values, batch.returns)
         if self.policy.log_std is not None:
             metrics["action_std"] = float(self.policy.log_std.detach().exp().mean())
-        metrics["learning_rate"] = self.optimizer.lr
-        return metrics
+        return metrics | {"learning_rate": self.optimizer.lr, "clip_range": clip_range}
 
     def _update_rule(self) -> ReferenceUpdate | FusedUpdate:
         """Choose the fast path where it models this policy."""
@@ -223,9 +243,6 @@ class PPOAgent:
     def reason_against_fast_path(self) -> str | None:
         """Why updates take the reference path, or None where they take the fast one."""
         return reason_against(self.policy, self.device) if self.config.fast_path else "it is turned off"
-
-    def _set_learning_rate(self, remaining: float) -> None:
-        self.optimizer.lr = self.config.lr * (max(remaining, 0.0) if self.config.lr_schedule == "linear" else 1.0)
 
     def _require_finite(self) -> None:
         learned = [*self.policy.state_dict().values(), *self.reward_scaler.state_dict().values()]
@@ -263,7 +280,7 @@ class PPOAgent:
         return {
             "kind": KIND,
             "versions": package_versions(),
-            "architecture": self.policy.actor.architecture,
+            "architecture": self.policy.architecture,
             "parameters": copied(self.policy.state_dict()),
             "training": {
                 "config": asdict(self.config),
@@ -308,11 +325,10 @@ class PPOAgent:
         """Build the agent from a checkpoint that was read already; `path` is for messages."""
         if payload.get("kind") != KIND:
             raise FileFormatError(f"{path} holds a {payload.get('kind')} agent, not a PPO expert; load it with BCAgent.load")
-        arguments = arguments_from(payload.get("architecture"), payload.get("parameters"))
-        require_hidden_dims(hidden_dims, arguments["hidden_dims"], path)
+        policy = actor_critic_from(payload.get("architecture"), payload.get("parameters"))
+        require_hidden_dims(hidden_dims, policy.actor.hidden_dims, path)
         try:
             training = payload["training"]
-            policy = ActorCriticPolicy(**arguments)
             load_parameters(policy, payload["parameters"])
             config = PPOConfig(**training["config"])
             require_types(config)

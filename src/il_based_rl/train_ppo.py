@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
-_FIXED_AT_RESUME = ("env_id", "num_envs", "hidden_dims", "seed")
+_SHAPE = ("hidden_dims", "critic_hidden_dims", "activation", "initial_log_std")
+_FIXED_AT_RESUME = ("env_id", "num_envs", "seed", *_SHAPE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -151,9 +152,9 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
             envs.observation_space,
             envs.action_space,
             config.ppo,
-            hidden_dims=config.hidden_dims,
             seed=config.seed,
             device=config.device,
+            **{name: getattr(config, name) for name in _SHAPE},
         )
         return agent, config
     path, payload = checkpoint
