@@ -10,7 +10,7 @@ pipeline: $(INSTALLED)
 	$(BIN)/python scripts/run_pipeline.py
 
 test: $(INSTALLED)
-	$(BIN)/pytest tests/
+	$(BIN)/pytest -n 2 tests/
 
 check: lint types test
 

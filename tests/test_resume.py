@@ -58,6 +58,13 @@ RUNS = {
     "four Pendulums in workers": replace(
         PENDULUM, **FOUR, vectorization="async", ppo=replace(SHORT, lr_schedule="linear", target_kl=0.005)
     ),
+    "Pendulum, a critic of its own size": replace(
+        PENDULUM,
+        critic_hidden_dims=(12, 6),
+        activation="relu",
+        initial_log_std=-0.5,
+        ppo=replace(SMALL, clip_schedule="linear", value_clip_range=0.2, recompute_advantages=True),
+    ),
     "CartPole in a worker, plain numbers": replace(
         CARTPOLE, vectorization="async", ppo=replace(SMALL, normalize_obs=False, normalize_reward=False, entropy_coef=0.01)
     ),
