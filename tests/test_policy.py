@@ -171,11 +171,17 @@ def test_predicting_changes_neither_parameters_nor_statistics(action_space):
 def test_predictions_follow_every_change_of_weights_and_statistics():
     # Whatever a policy keeps from call to call must not outlive what it was made from.
     policy, obs = policy_of(loudness=50.0), np.array([[0.5, -1.0]], np.float32)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
+    optimizer, hooks = torch.optim.Adam(policy.parameters(), lr=0.1), []
 
     def learn():
         policy(torch.from_numpy(obs)).sum().backward()
         optimizer.step()
+
+    def share_weights_with_a_hooked_layer():
+        layer, twin = policy.network.layers[0], torch.nn.Linear(2, 8)
+        twin.weight, twin.bias = layer.weight, layer.bias
+        twin.register_forward_hook(lambda *given: given[-1] * 2.0)
+        policy.network.layers[0] = twin
 
     changes = [
         learn,
@@ -187,7 +193,11 @@ def test_predictions_follow_every_change_of_weights_and_statistics():
         lambda: setattr(policy.network.layers[0], "weight", torch.nn.Parameter(torch.ones(8, 2))),
         lambda: setattr(policy.network.layers[0].bias, "data", torch.full((8,), 0.75)),
         lambda: policy.network.layers.__setitem__(0, torch.nn.Linear(2, 8)),
-        lambda: policy.network.layers[0].register_forward_hook(lambda *given: given[-1] * 0.5),
+        lambda: hooks.append(policy.network.layers[0].register_forward_hook(lambda *given: given[-1] * 0.5)),
+        lambda: hooks.pop().remove(),
+        share_weights_with_a_hooked_layer,
+        lambda: policy.network.register_forward_pre_hook(lambda _, given: (given[0] + 1.0,)),
+        lambda: policy.register_forward_hook(lambda *given: given[-1] - 0.25),
     ]
     for change in changes:
         before = policy.predict(obs)
@@ -268,9 +278,9 @@ def test_an_architecture_that_went_through_json_builds_the_same_policy(observati
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"activation": "gelu"}, "gelu units; it is damaged"),
-        ({"hidden_dims": [64, 0]}, r"\(64, 0\) relu units; it is damaged"),
-        ({"hidden_dims": [64.0]}, r"\(64.0,\) relu units; it is damaged"),
+        ({"activation": "gelu"}, "'gelu' units; it is damaged"),
+        ({"hidden_dims": [64, 0]}, r"\(64, 0\) units; it is damaged"),
+        ({"hidden_dims": [64.0]}, r"\(64.0,\) units; it is damaged"),
         ({"hidden_dims": 64}, "describes no policy: .* of a wrong type"),
         ({"action_space": {"kind": "Text"}}, "unknown kind 'Text'"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +23,19 @@ from il_based_rl.fused_mlp import reason_against_forward
 from il_based_rl.heads import action_head
 from il_based_rl.networks import MLP, NumpyFunction, RunningNormalizer
 from il_based_rl.spaces import ObservationCodec, numbers_in, same_space, space_from_plain, space_to_plain
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A policy's function on arrays, and what it was made from."""
+
+    key: tuple[Any, ...]
+    """Which layers there are, where the weights and the statistics are, and the latter's versions."""
+    hooks: list[Any]
+    """Of all modules, empty or not."""
+    hooked: bool
+    """Whether one was not empty."""
+    function: NumpyFunction
 
 
 class MLPPolicy(nn.Module):
@@ -58,7 +72,7 @@ class MLPPolicy(nn.Module):
         self.codec = ObservationCodec(observation_space)
         self.head = action_head(action_space)
         self.normalizer = RunningNormalizer(self.codec.measured)
-        self._kept: tuple[tuple[list[int], list[tuple[int, int]], bool], NumpyFunction] | None = None
+        self._kept: _Kept | None = None
         sizes = [self.codec.size, *hidden_dims, self.head.num_outputs]
         self.network = MLP(sizes, activation, last_gain=0.01, generator=generator)
 
@@ -91,15 +105,19 @@ class MLPPolicy(nn.Module):
         if type(network) is not MLP or normalizer is None:
             return self._forward_on_arrays
         listed: Any = network._modules["layers"]
-        layers = list(listed._modules.values())
+        layers, statistics = listed._modules.values(), normalizer._buffers
+        mean, variance, count = statistics["mean"], statistics["variance"], statistics["count"]
         key = (
+            [*map(id, layers)],
             [weight.data_ptr() for layer in layers for weight in layer._parameters.values() if weight is not None],
-            [(tensor.data_ptr(), tensor._version) for tensor in normalizer._buffers.values() if tensor is not None],
-            any(part._forward_hooks or part._forward_pre_hooks for part in (self, network, normalizer, *layers)),
+            (mean.data_ptr(), mean._version, variance.data_ptr(), variance._version, count.data_ptr(), count._version),
         )
-        if self._kept is None or self._kept[0] != key or not normalizer._buffers["mean"].is_cpu:
-            self._kept = (key, self.as_numpy())
-        return self._kept[1]
+        kept = self._kept
+        if kept is None or kept.key != key or any(kept.hooks) != kept.hooked or not mean.is_cpu:
+            parts = (self, network, normalizer, *layers)
+            hooks = [each for part in parts for each in (part._forward_hooks, part._forward_pre_hooks)]
+            kept = self._kept = _Kept(key, hooks, any(hooks), self.as_numpy())
+        return kept.function
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}

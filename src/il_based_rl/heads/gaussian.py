@@ -63,6 +63,8 @@ class GaussianHead:
         if not self._centred:
             actions += self._centre
         actions = self._rounded(actions) if self._whole else np.minimum(np.maximum(actions, self._low), self._high)
+        if actions.dtype == self._dtype and len(self._shape) == 1:
+            return actions  # the common case, which saves two calls a step
         return actions.astype(self._dtype, copy=False).reshape(len(actions), *self._shape)
 
     def _rounded(self, actions: np.ndarray) -> np.ndarray:
