@@ -28,7 +28,8 @@ def make(env_id: str, num_envs: int, **settings: Any) -> Any:
 
 def job(kind: str, **settings: Any) -> dict[str, Any]:
     """Run one kind of job."""
-    return {"ppo": ppo, "returns": returns, "play": play, "predict": predict, "start": start}[kind](**settings)
+    kinds = {"ppo": ppo, "returns": returns, "tuned": tuned, "play": play, "predict": predict, "start": start}
+    return kinds[kind](**settings)
 
 
 def ppo(env_id: str, num_envs: int, steps: int, width: int = 64, batch_size: int = 64, n_steps: int = 2048) -> dict[str, Any]:
@@ -49,6 +50,37 @@ def returns(env_id: str, num_envs: int, steps: int, seed: int) -> dict[str, Any]
     model = make(env_id, num_envs, seed=seed)
     model.learn(steps)
     return {"mean_return": mean_return(env_id, lambda obs: model.predict(obs, deterministic=True)[0])}
+
+
+def tuned(env_id: str, num_envs: int, steps: int, seed: int, normalize: bool = False, **settings: Any) -> dict[str, Any]:
+    """Train on one seed with somebody's settings, and say how good the last policy is."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    torch.set_num_threads(1)
+    envs = make_vec_env(env_id, num_envs, seed=seed)
+    if normalize:
+        envs = VecNormalize(envs, gamma=settings.get("gamma", 0.99))
+    for name, value in settings.items():
+        if isinstance(value, str) and value.startswith("linear "):
+            settings[name] = _falling(float(value.split()[1]))
+    network = settings.pop("network", {})
+    if network.get("activation") == "relu":
+        network = {**network, "activation_fn": torch.nn.ReLU}
+        del network["activation"]
+    model = PPO("MlpPolicy", envs, device="cpu", seed=seed, policy_kwargs=network, **settings)
+    taken = seconds(lambda: model.learn(steps))
+
+    def predict(obs: Any) -> Any:
+        return model.predict(envs.normalize_obs(obs) if normalize else obs, deterministic=True)[0]
+
+    return {"seconds": taken, "mean_return": mean_return(env_id, predict)}
+
+
+def _falling(start: float) -> Any:
+    return lambda remaining: remaining * start
 
 
 def play(env_id: str, episodes: int) -> dict[str, Any]:

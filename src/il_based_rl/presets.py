@@ -66,6 +66,20 @@ PRESETS = {
 _OF_PPO = {field.name for field in dataclasses.fields(PPOConfig)}
 
 
+def applied(settings: Mapping[str, Any], config: TrainPPOConfig) -> TrainPPOConfig:
+    """Return settings with some of them replaced, by the names of their flags."""
+    ppo = replace(config.ppo, **{name: value for name, value in settings.items() if name in _OF_PPO})
+    return replace(config, ppo=ppo, **{name: value for name, value in settings.items() if name not in _OF_PPO})
+
+
+def flag_of(name: str, value: Any) -> str:
+    """Write one setting as it is given on the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+
 def with_preset(config: TrainPPOConfig, env_id: str) -> TrainPPOConfig:
     """Return settings with an environment's preset.
 
@@ -75,9 +89,7 @@ def with_preset(config: TrainPPOConfig, env_id: str) -> TrainPPOConfig:
     if env_id not in PRESETS:
         raise ConfigError(f"there is no preset for {env_id}; there are presets for {', '.join(PRESETS)}")
     values = {name: value for name, (value, _) in PRESETS[env_id].settings.items()}
-    ppo = replace(config.ppo, **{name: value for name, value in values.items() if name in _OF_PPO})
-    others = {name: value for name, value in values.items() if name not in _OF_PPO}
-    return replace(config, env_id=env_id, preset=True, ppo=ppo, **others)
+    return applied(values, replace(config, env_id=env_id, preset=True))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,8 +106,7 @@ def list_presets(config: PresetsConfig) -> None:
         if config.env_id in (None, env_id):
             cli.say(f"{env_id}: mean return {preset.expected}")
             for name, (value, reason) in preset.settings.items():
-                flag = f"--{name.replace('_', '-')} {value}"
-                cli.say(f"  {flag:<28}{reason}")
+                cli.say(f"  {flag_of(name, value):<28}{reason}")
 
 
 if __name__ == "__main__":

@@ -140,6 +140,20 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
     return PPOAgent.from_payload(run.kept, config.save_path, device=config.device)
 
 
+def fresh_agent(config: TrainPPOConfig, envs: Envs) -> PPOAgent:
+    """Return an agent by these settings that has learned nothing yet."""
+    from il_based_rl.ppo_agent import PPOAgent
+
+    return PPOAgent.for_spaces(
+        envs.observation_space,
+        envs.action_space,
+        config.ppo,
+        seed=config.seed,
+        device=config.device,
+        **{name: getattr(config, name) for name in _SHAPE},
+    )
+
+
 def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) -> tuple[PPOAgent, TrainPPOConfig]:
     """Return a fresh agent or the resumed one, and the settings made complete."""
     from il_based_rl.policy import require_spaces
@@ -148,15 +162,7 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
 
     if checkpoint is None:
         config = replace(config, seed=fresh_seed() if config.seed is None else config.seed)
-        agent = PPOAgent.for_spaces(
-            envs.observation_space,
-            envs.action_space,
-            config.ppo,
-            seed=config.seed,
-            device=config.device,
-            **{name: getattr(config, name) for name in _SHAPE},
-        )
-        return agent, config
+        return fresh_agent(config, envs), config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +31,8 @@ from il_based_rl.errors import (
     UserError,
 )
 from il_based_rl.experiment import require_unchanged
+from il_based_rl.presets import applied, flag_of
+from il_based_rl.train_ppo import fresh_agent
 
 if TYPE_CHECKING:
     import optuna
@@ -44,16 +46,19 @@ Curve = list[tuple[int, float]]
 Name = TypeVar("Name")
 Result = TypeVar("Result")
 
-_ROLLOUTS = {"1 x 2048": (1, 2048), "4 x 512": (4, 512), "8 x 256": (8, 256), "16 x 256": (16, 256)}
+_ROLLOUTS = {"1 x 2048": (1, 2048), "4 x 512": (4, 512), "8 x 256": (8, 256), "16 x 256": (16, 256), "8 x 32": (8, 32)}
 """Environments, and steps of each in a rollout."""
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "gamma": (0.98, 0.99, 0.995, 0.999),
+    "gamma": (0.9, 0.95, 0.98, 0.99, 0.995, 0.999),
     "gae_lambda": (0.9, 0.95, 0.98),
     "clip_range": (0.1, 0.2, 0.3),
     "n_epochs": (5, 10, 20),
     "batch_size": (64, 128, 256),
     "entropy_coef": (0.0, 0.001, 0.01),
     "lr_schedule": ("constant", "linear"),
+    "clip_schedule": ("constant", "linear"),
+    "recompute_advantages": (False, True),
+    "initial_log_std": (0.0, -0.5, -1.0),
 }
 _RATES = (1e-4, 2e-3)
 """Range of learning rates, drawn evenly in their logarithm."""
@@ -171,7 +176,6 @@ def _learning_curve(
     from il_based_rl.envs import make_envs
     from il_based_rl.evaluate import play_evaluation
     from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.ppo_agent import PPOAgent
     from il_based_rl.rollout import EpisodePlayers
 
     full = _applied(settings, config)
@@ -180,7 +184,7 @@ def _learning_curve(
         make_envs(config.env_id, full.num_envs, vectorization="sync", bounds=config.bounds) as envs,
         EpisodePlayers(config.env_id, len(starts), bounds=config.bounds) as players,
     ):
-        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, full.ppo, seed=seed)
+        agent = fresh_agent(replace(full, seed=seed), envs)
         reached = 0
         for progress in agent.learn(envs, config.total_timesteps):
             _leave_if_told()
@@ -192,10 +196,7 @@ def _learning_curve(
 
 def _applied(settings: Settings, config: TuneConfig) -> TrainPPOConfig:
     """Return the settings that these make out of the defaults."""
-    of_ppo = {field.name for field in fields(PPOConfig)}
-    ppo = PPOConfig(**{name: value for name, value in settings.items() if name in of_ppo})
-    others = {name: value for name, value in settings.items() if name not in of_ppo}
-    return TrainPPOConfig(config.env_id, config.total_timesteps, ppo=ppo, **others)
+    return applied(settings, TrainPPOConfig(config.env_id, config.total_timesteps))
 
 
 def _defaults() -> Settings:
@@ -205,7 +206,7 @@ def _defaults() -> Settings:
 def flags_of(settings: Settings) -> str:
     """Write settings as flags of train-ppo, those that are not its defaults."""
     usual = _defaults()
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if value != usual[name])
+    return " ".join(flag_of(name, value) for name, value in settings.items() if value != usual[name])
 
 
 def _best(study: optuna.Study, config: TuneConfig) -> Settings:

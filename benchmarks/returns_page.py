@@ -1,0 +1,165 @@
+"""The document of `benchmarks.returns`, from its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an expert is to return on average, and what others have published."""
+
+    at_least: float
+    published: str
+    every_seed: bool = False
+
+
+ASKED = {
+    "Pendulum-v1, no preset": Asked(-160, "the optimum is -140"),
+    "Pendulum-v1": Asked(-165, "RL Zoo -172 (100,000 steps)"),
+    "CartPole-v1": Asked(500, "RL Zoo 500 (100,000 steps)", every_seed=True),
+    "Acrobot-v1": Asked(-80, "CleanRL -86 (500,000), RL Zoo -74 (1M)"),
+    "MountainCarContinuous-v0": Asked(90, "RL Zoo 88 (20,000)"),
+    "LunarLander-v3": Asked(255, "RL Zoo 242 (v2, 1M)"),
+    "LunarLanderContinuous-v3": Asked(271, "RL Zoo 271 (v2, 1M)"),
+    "BipedalWalker-v3": Asked(288, "RL Zoo 288 (5M)"),
+    "HalfCheetah-v5": Asked(5850, "RL Zoo 5,819 (v3, 1M), Tianshou 5,784 (v3, 1M), CleanRL 1,443 (v4, 1M)"),
+    "Hopper-v5": Asked(3000, "Tianshou 2,609 (v3, 1M), RL Zoo 2,410 (v3, 1M), CleanRL 2,383 (v4, 1M)"),
+    "Walker2d-v5": Asked(4300, "Tianshou 3,589 (v3, 1M), RL Zoo 3,479 (v3, 1M), CleanRL 2,288 (v4, 1M)"),
+    "Ant-v5": Asked(3300, "Tianshou 3,258 (v3, 1M), RL Zoo 1,327 (v3, 1M)"),
+    "Swimmer-v5": Asked(282, "RL Zoo 282 (v3, 1M), Tianshou 67 (v3, 1M)"),
+    "InvertedDoublePendulum-v5": Asked(9000, ""),
+    "Reacher-v5": Asked(-4.0, "Tianshou -4.1 (v2, 1M)"),
+}
+
+SOURCES = """\
+Published figures are of other versions of the environments and of other libraries' settings: RL Baselines3 Zoo's
+`benchmark.md` (one run each), Tianshou's `examples/mujoco/README.md` (10 seeds), CleanRL's `docs/benchmark/` (3 seeds). They
+are put beside ours for orientation; what was run in the same place, on the same start states, is the column of SB3. By
+Gymnasium's version histories v5 differs from v4 so: Hopper, Walker2d, Ant and InvertedDoublePendulum are paid for being
+healthy only while they are; Ant's reward always includes the contact cost and its observations leave out numbers that were
+always 0; both feet of Walker2d have the same friction; Reacher's distance is taken after the step. LunarLander-v3 draws its
+wind anew in each episode."""
+
+
+def write_page(rows: list[dict[str, Any]], commands: dict[str, str]) -> None:
+    """Write `docs/returns.md` and `docs/returns.svg` from the rows of the present settings.
+
+    Args:
+        rows: All rows that there are.
+        commands: By task, the command line that trains it; other rows of ours are of settings of before, and left out.
+    """
+    ours = {task: [row for row in rows if row["side"] == "ours" and row["settings"] == commands[task]] for task in commands}
+    ours = {task: sorted(found, key=lambda row: row["seed"]) for task, found in ours.items() if found}
+    theirs: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["side"] == "sb3":
+            theirs.setdefault(row["task"], []).append(row)
+    DOCS.mkdir(exist_ok=True)
+    (DOCS / "returns.md").write_text(_page(ours, theirs, commands), encoding="utf-8")
+    if ours:
+        _plot(ours)
+
+
+def _page(ours: dict[str, Any], theirs: dict[str, Any], commands: dict[str, str]) -> str:
+    lines = [
+        "# How good our experts are",
+        "",
+        "Measured by `python -m benchmarks.returns`; every run is a row of `benchmarks/results/returns.jsonl`. Returns are of",
+        "the policy after the last update, with its most likely action, averaged over the start seeds 10000-10099, which",
+        "nothing was chosen by. In brackets are 95 % intervals of the mean over seeds of training; *above* and *below* are",
+        "said where the interval lies on one side of what was asked. *Best* is the policy that did best in the evaluations",
+        "during training, on the same start states as the last one.",
+        "",
+        "| task | steps | asked | seeds | mean ± std | interquartile mean | lowest | | best | SB3, tuned | published |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(task, found, theirs.get(task, [])) for task, found in ours.items()]
+    lines += ["", SOURCES, "", "![Learning curves over steps, and over the seconds of training alone](returns.svg)", ""]
+    lines += ["## Settings", "", "`il-rl train-ppo --env-id ID --preset` takes them; spelled out they are:", ""]
+    lines += [
+        f"- {task}: `{commands[task]}` ({_seconds(found)} s a run; {found[0]['versions']})" for task, found in ours.items()
+    ]
+    if theirs:
+        lines += ["", "Stable-Baselines3 had RL Baselines3 Zoo's settings:", ""]
+        lines += [f"- {task}: `{found[0]['settings']}` ({_seconds(found)} s a run)" for task, found in theirs.items()]
+    missing = [task for task in commands if task not in ours]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _line(task: str, found: list[dict[str, Any]], peer: list[dict[str, Any]]) -> str:
+    from il_based_rl.statistics import interquartile_mean
+
+    asked, finals, best = ASKED[task], _column(found, "final"), _column(found, "best")
+    cells = [
+        task,
+        f"{found[0]['curve'][-1][0]:,}",
+        f"{asked.at_least:,g}{' on every seed' if asked.every_seed else ''}",
+        str(len(found)),
+        f"{_shown(finals)} ± {finals.std(ddof=1) if len(finals) > 1 else 0.0:,.1f}",
+        f"{interquartile_mean(finals):,.1f}",
+        f"{finals.min():,.1f}",
+        _verdict(finals, asked),
+        _shown(best),
+        f"{_shown(_column(peer, 'final'))} ({len(peer)} seeds)" if peer else "",
+        asked.published,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _verdict(finals: np.ndarray, asked: Asked) -> str:
+    if asked.every_seed:
+        reached = int((finals >= asked.at_least).sum())
+        return "reached" if reached == len(finals) else f"reached by {reached}"
+    low, high = _interval(finals)
+    if low > asked.at_least:
+        return "above"
+    if high < asked.at_least:
+        return "below"
+    return "reached, not shown to be above" if finals.mean() >= asked.at_least else "not reached, not shown to be below"
+
+
+def _shown(values: np.ndarray) -> str:
+    low, high = _interval(values)
+    return f"{values.mean():,.1f} [{low:,.1f}, {high:,.1f}]" if len(values) > 1 else f"{values.mean():,.1f}"
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    from il_based_rl.statistics import mean_interval
+
+    low, high = mean_interval(values)
+    return float(low), float(high)
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows], float)
+
+
+def _seconds(rows: list[dict[str, Any]]) -> str:
+    return f"{np.median(_column(rows, 'seconds')):,.0f}"
+
+
+def _plot(ours: dict[str, list[dict[str, Any]]]) -> None:
+    """Draw the median over seeds, and the middle half of them, over steps and over seconds of training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.2 * len(ours)), layout="constrained")
+    axes = figure.subplots(len(ours), 2, squeeze=False)
+    for (task, rows), pair in zip(ours.items(), axes, strict=True):
+        curves = np.array([row["curve"] for row in rows if len(row["curve"]) == len(rows[0]["curve"])])
+        low, middle, high = np.quantile(curves[:, :, 2], [0.25, 0.5, 0.75], axis=0)
+        for column, (axis, name) in enumerate(zip(pair, ("steps", "seconds"), strict=True)):
+            x = np.median(curves[:, :, column], axis=0)
+            axis.fill_between(x, low, high, alpha=0.25, linewidth=0)
+            axis.plot(x, middle)
+            axis.axhline(ASKED[task].at_least, color="grey", linestyle=":", linewidth=1)
+            axis.set(title=task, xlabel=name, ylabel="mean return")
+    figure.savefig(DOCS / "returns.svg", metadata={"Date": None})
