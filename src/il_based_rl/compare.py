@@ -64,7 +64,7 @@ def compare_policies(
         comparison = compare_policies({"expert": expert, "student": student}, "Pendulum-v1")
         print(comparison.markdown())
     """
-    from il_based_rl.checkpoint import load_agent
+    from il_based_rl.checkpoint import load_agent, located
     from il_based_rl.comparison import RANDOM, Contender, compared
     from il_based_rl.evaluate import play_evaluation
     from il_based_rl.rollout import EpisodePlayers
@@ -90,7 +90,7 @@ def compare_policies(
             results = [play(acting[0], watch=partial(_keep, episodes)), *(play(agent) for agent in acting[1:])]
             episodes.sort(key=lambda episode: episode.index)
             latency = None if isinstance(agents[0], str) else _latency(agents[0], episodes[0].rows)
-            paths = [Path(each) for each in listed[name] if _is_path(each)]
+            paths = [located(each) for each in listed[name] if _is_path(each)]
             contenders.append(Contender(name, agents, results, episodes, paths, latency))
     return compared(contenders, env_id, seeds, generator(seed, "comparison"), success_threshold)
 

@@ -267,13 +267,21 @@ class PPOAgent:
         """Return the distribution of the action for rows of observations, as `DemoDataset.distributions` holds it."""
         return self.policy.actor.distribution(observations, self.policy.log_std_array())
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, weights_only: bool = False) -> None:
         """Write everything that learning goes on from as one `.pt` file; parent folders are made.
+
+        Args:
+            path: The file.
+            weights_only: Leave out what acting does not need, two thirds of the file: the optimiser's moments and where the
+                environments are. Whoever learns on from it begins with fresh ones.
 
         Raises:
             FileWriteError: The file cannot be written; an older one is as it was.
         """
-        write_checkpoint(path, self.payload())
+        payload = self.payload()
+        if weights_only:
+            payload["training"] |= {"optimizer": None, "environments": None}
+        write_checkpoint(path, payload)
 
     def payload(self) -> dict[str, Any]:
         """Return what `save` writes: copies, so that it stays what it is while learning goes on."""
@@ -334,7 +342,8 @@ class PPOAgent:
             require_types(config)
             require_counts(training, "seed", "env_steps", "gradient_steps")
             agent = cls(policy, config, seed=training["seed"], device=device)
-            agent.optimizer.load_state_dict(training["optimizer"])
+            if training["optimizer"] is not None:
+                agent.optimizer.load_state_dict(training["optimizer"])
             load_parameters(agent.reward_scaler, training["reward_scaler"])
             agent.env_steps, agent.gradient_steps = training["env_steps"], training["gradient_steps"]
             for name, random in agent._random.items():
