@@ -121,14 +121,18 @@ def cloning(width: int, samples: int) -> Job:
     return Job(name, "samples_per_second", sides, (Asked(10, 20),))
 
 
+PLAIN = {"normalize_obs": False, "normalize_reward": False}
+"""What our defaults have and the peers' have not, turned off."""
+
+
 def trainings() -> list[tuple[str, dict[str, Any]]]:
     """Return what is trained to its end on both sides, to see that speed is not paid for in returns."""
-    wholes = (("Pendulum-v1", 1, 200_000, 5), ("CartPole-v1", 8, 65_536, 8))  # the second differs more from seed to seed
+    wholes = (("Pendulum-v1", 1, 200_000, 5), ("CartPole-v1", 8, 65_536, 20))  # the second differs more from seed to seed
     return [
-        (side, {"kind": "returns", "env_id": env_id, "num_envs": num_envs, "steps": steps, "seed": seed})
+        (side, {"kind": "returns", "env_id": env_id, "num_envs": num_envs, "steps": steps, "seed": seed, **flags})
         for env_id, num_envs, steps, seeds in wholes
         for seed in range(seeds)
-        for side in ("ours", "sb3")
+        for side, flags in (("ours", {}), ("ours", PLAIN), ("sb3", {}))
     ]
 
 

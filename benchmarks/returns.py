@@ -27,6 +27,7 @@ from il_based_rl.config import TrainPPOConfig
 from il_based_rl.presets import PRESETS, flag_of, with_preset
 
 ROWS = Path(__file__).parent / "results" / "returns.jsonl"
+EXPERTS = Path(__file__).parent.parent / ".benchmarks" / "experts"
 START_SEEDS = range(10_000, 10_100)
 """What finished policies play; on both sides."""
 POINTS, EPISODES = 20, 10
@@ -153,6 +154,7 @@ def run(job: tuple[Task, int]) -> dict[str, Any]:
                 curve.append((progress.env_steps, round(training, 2), round(mean, 2)))
                 if mean >= best:
                     best, kept = mean, agent.payload()
+        agent.save(expert_of(task, seed), weights_only=True)
         final = play_evaluation(agent, players, START_SEEDS, quiet=True)
         chosen = play_evaluation(PPOAgent.from_payload(kept, "memory"), players, START_SEEDS, quiet=True)
     return {
@@ -168,6 +170,11 @@ def run(job: tuple[Task, int]) -> dict[str, Any]:
         "curve": curve,
         "versions": versions(config.env_id),
     }
+
+
+def expert_of(task: Task, seed: int) -> Path:
+    """Return where the policy of a run is kept, for `benchmarks.zoo`."""
+    return EXPERTS / f"{task.env_id}-{seed}.pt" if task.preset else EXPERTS / f"{task.env_id}-no-preset-{seed}.pt"
 
 
 def settings_of(task: Task) -> TrainPPOConfig:

@@ -27,7 +27,7 @@ from typing import Any
 
 import threadpoolctl
 
-from benchmarks.jobs import REQUIREMENTS, comparisons, scaling, trainings
+from benchmarks.jobs import REQUIREMENTS, Job, comparisons, scaling, trainings
 from benchmarks.performance_page import number, write_page
 
 ROOT = Path(__file__).parent.parent
@@ -97,14 +97,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each side of each job")
     parser.add_argument("--scaling-repetitions", type=int, default=5, help="runs of each size")
+    parser.add_argument("--only", help="measure the jobs anew whose name holds this, and keep the rest")
     parser.add_argument("--returns-only", action="store_true", help="keep what was timed the last time")
     parser.add_argument("--page-only", action="store_true", help="write the document from the results of the last time")
     arguments = parser.parse_args()
     if not arguments.page_only:
         set_up_peers()
-        if not arguments.returns_only:
+        if arguments.only:
+            measure_again(arguments.only, arguments.repetitions)
+        elif not arguments.returns_only:
             measure_speed(arguments.repetitions, arguments.scaling_repetitions)
-        measure_returns()
+        if not arguments.only:
+            measure_returns()
     write_page(RESULTS)
 
 
@@ -112,17 +116,8 @@ def measure_speed(repetitions: int, scaling_repetitions: int) -> None:
     """Measure every job, all sides in turn, and write the results."""
     before = _read_results()
     jobs, sizes = comparisons(), scaling()
-    for turns, several in ((repetitions, jobs), (scaling_repetitions, sizes)):
-        for turn in range(turns):
-            for job in several:
-                for side, settings in job.sides.items():
-                    job.measured.setdefault(side, []).append(measure(side, settings))
-                print(
-                    turn,
-                    job.name,
-                    {side: number(results[-1][job.figure]) for side, results in job.measured.items()},
-                    flush=True,
-                )
+    measure_in_turn(jobs, repetitions)
+    measure_in_turn(sizes, scaling_repetitions)
     broken_down = {
         env_id: [measure("ours", {"kind": "breakdown", "env_id": env_id, "steps": 20_480}) for _ in range(repetitions)]
         for env_id in ("Pendulum-v1", "CartPole-v1", "HalfCheetah-v5")
@@ -139,6 +134,26 @@ def measure_speed(repetitions: int, scaling_repetitions: int) -> None:
         "trained": [row for row in before.get("trained", []) if before["peers"].get(row[0]) == packages.get(row[0], [])],
         "peers": packages,
     }
+    _write_results(kept)
+
+
+def measure_in_turn(jobs: list[Job], turns: int) -> None:
+    """Measure jobs, all sides in turn, and all of it several times."""
+    for turn in range(turns):
+        for job in jobs:
+            for side, settings in job.sides.items():
+                job.measured.setdefault(side, []).append(measure(side, settings))
+            last = {side: number(results[-1][job.figure]) for side, results in job.measured.items()}
+            print(turn, job.name, last, flush=True)
+
+
+def measure_again(text: str, repetitions: int) -> None:
+    """Measure the jobs whose name holds a text, and put them in the place of what the results have of them."""
+    kept = _read_results()
+    jobs = [job for job in comparisons() if text in job.name]
+    measure_in_turn(jobs, repetitions)
+    again = {job.name: {"name": job.name, "sides": job.sides, "measured": job.measured} for job in jobs}
+    kept["jobs"] = [again.get(each["name"], each) for each in kept["jobs"]]
     _write_results(kept)
 
 
