@@ -48,28 +48,7 @@ class Task:
         return self.env_id if self.preset else f"{self.env_id}, no preset"
 
 
-TASKS = [
-    Task("Pendulum-v1", preset=False),
-    *(
-        Task(env_id)
-        for env_id in (
-            "Pendulum-v1",
-            "CartPole-v1",
-            "MountainCarContinuous-v0",
-            "Acrobot-v1",
-            "HalfCheetah-v5",
-            "Hopper-v5",
-            "Walker2d-v5",
-            "InvertedDoublePendulum-v5",
-            "LunarLanderContinuous-v3",
-            "LunarLander-v3",
-            "Swimmer-v5",
-            "Reacher-v5",
-            "Ant-v5",
-            "BipedalWalker-v3",
-        )
-    ),
-]
+TASKS = [Task("Pendulum-v1", preset=False), *map(Task, PRESETS)]
 
 PEER_SEEDS = range(3)
 PEER_TASKS: dict[str, dict[str, Any]] = {

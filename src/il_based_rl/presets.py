@@ -16,6 +16,11 @@ _ROLLOUTS = {
     "n_steps": (512, "2,048 steps a rollout, as one environment has by default"),
 }
 _ANNEALED = {"lr_schedule": ("linear", "large steps at first, none that undo what was learned at the end")}
+_MANY = {
+    "num_envs": (16, "a rollout shows many episodes"),
+    "n_steps": (128, "2,048 steps a rollout, as one environment has by default"),
+}
+_CALMER = {"initial_log_std": (-0.5, "motors are shaken less, so that gaits are found sooner")}
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,19 @@ class Preset:
 
 
 PRESETS = {
+    "CartPole-v1": Preset(
+        {
+            "total_timesteps": (50_000, "balances from half of it on; the rest makes it steady"),
+            "num_envs": (4, "a rollout shows several episodes"),
+            "n_steps": (128, "a short rollout, as little is to be learned from each"),
+            "gamma": (0.98, "a fall shows within fifty steps"),
+            "lr": (1e-3, "the task is small"),
+            **_ANNEALED,
+        },
+        "500",
+    ),
     "HalfCheetah-v5": Preset(
-        {"total_timesteps": (1_000_000, "rises to the end, slowly from half of it on"), **_ROLLOUTS, **_ANNEALED},
+        {"total_timesteps": (1_000_000, "rises to the end, slowly from half of it on"), **_MANY, **_CALMER, **_ANNEALED},
         "4,281",
     ),
     "Hopper-v5": Preset(
@@ -55,6 +71,24 @@ PRESETS = {
             **_ANNEALED,
         },
         "240",
+    ),
+    "MountainCarContinuous-v0": Preset(
+        {
+            "total_timesteps": (100_000, "arrives from a quarter of it on; then it saves fuel"),
+            "n_steps": (1024, "one episode and most of a second"),
+            "gamma": (0.999, "the goal is hundreds of steps away"),
+            **_ANNEALED,
+        },
+        "94",
+    ),
+    "Pendulum-v1": Preset(
+        {
+            "total_timesteps": (100_000, "half of what the defaults take"),
+            "n_steps": (1024, "twice as many updates"),
+            "lr": (5e-4, "in fewer steps"),
+            **_ANNEALED,
+        },
+        "-147",
     ),
     "Walker2d-v5": Preset(
         {"total_timesteps": (1_000_000, "still rising at half of it"), **_ROLLOUTS, **_ANNEALED},
