@@ -41,6 +41,8 @@ PRESETS = {
             "n_steps": (128, "a short rollout, as little is to be learned from each"),
             "gamma": (0.98, "a fall shows within fifty steps"),
             "lr": (1e-3, "the task is small"),
+            "normalize_obs": (False, "angles and speeds are of a fit size as they are"),
+            "normalize_reward": (False, "and so are rewards of 1"),
             **_ANNEALED,
         },
         "500",
