@@ -467,12 +467,12 @@ def test_a_worker_killed_from_outside_is_named_by_its_environment(when, capsys, 
     owner, name, nth = (PPOAgent, "update", 2) if when == "between two rollouts" else (WorkerEnvs, "step", FAULTY_STEP)
     real, calls, before = getattr(owner, name), [], running()
 
-    def counted(self, given):
+    def counted(self, *given):
         calls.append(given)
         if len(calls) == nth:
             for pid in running() - before:
                 os.kill(pid, signal.SIGKILL)
-        return real(self, given)
+        return real(self, *given)
 
     env_id = register(monkeypatch, "none", 0)
     with monkeypatch.context() as patched:

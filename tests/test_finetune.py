@@ -405,11 +405,11 @@ def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(nth, mo
     whole, rows = read_checkpoint("c/f.pt"), read_rows("c/f/metrics.jsonl")
     real, calls = PPOAgent.update, []
 
-    def struck(self, batch):
+    def struck(self, *given):
         calls.append(1)
         if len(calls) == nth:
             raise KeyboardInterrupt
-        return real(self, batch)
+        return real(self, *given)
 
     with monkeypatch.context() as patched:
         patched.setattr(PPOAgent, "update", struck)

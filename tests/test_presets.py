@@ -41,12 +41,26 @@ def test_the_command_takes_it_when_asked_and_flags_win(started, capsys):
     assert "--preset takes them" not in capsys.readouterr().err
 
 
-def test_without_it_the_promised_defaults_stay_and_a_notice_says_that_there_is_one(started, capsys):
+def test_without_it_the_promised_defaults_stay(started):
     main(["train-ppo", "--env-id", "Hopper-v5"])
     assert started == [TrainPPOConfig(env_id="Hopper-v5")]
-    assert capsys.readouterr().err == "settings that make an expert of Hopper-v5 are kept: --preset takes them\n"
-    main(["train-ppo", "--env-id", "FrozenLake-v1"])
-    assert capsys.readouterr().err == ""
+
+
+def test_a_notice_says_that_there_is_one_once_the_training_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    notice = "settings that make an expert of Pendulum-v1 are kept: --preset takes them"
+    flags = ["--total-timesteps", "64", "--n-steps", "64", "--eval-episodes", "1", "--eval-interval", "1000", "--save-path"]
+    for more, said in (
+        (["a.pt"], True),
+        (["a.pt", "--resume"], False),
+        (["b.pt", "--preset"], False),
+        (["c.pt", "--env-id", "FrozenLake-v1"], False),
+    ):
+        main(["train-ppo", *flags, *more])
+        assert (notice in capsys.readouterr().err.splitlines()) is said
+    with pytest.raises(SystemExit):
+        main(["train-ppo", "--device", "tpu"])
+    assert notice not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gymnasium import spaces
 
 from il_based_rl import evaluate, train_ppo
 from il_based_rl.checkpoint import load_agent, located
@@ -50,7 +49,7 @@ def test_an_expert_returns_what_its_card_says(name):
 def test_an_expert_is_small_and_holds_nothing_that_acting_does_not_need(name):
     assert (ZOO / f"{name}.pt").stat().st_size < 200_000
     training = PPOAgent.load(ZOO / f"{name}.pt").payload()["training"]
-    assert training["optimizer"]["exp_avg"].count_nonzero() == 0
+    assert training["optimizer"] is None
     assert training["environments"] is None
 
 
@@ -69,9 +68,9 @@ def test_other_paths_are_taken_as_they_are():
 
 def test_weights_alone_act_alike_and_learning_goes_on_from_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    space, obs = spaces.Box(-np.inf, np.inf, (3,), np.float32), np.array([0.1, -0.9, 2.0], np.float32)
-    agent = PPOAgent.for_spaces(space, spaces.Box(-2, 2, (1,)), seed=0)
+    obs = np.array([0.1, -0.9, 2.0], np.float32)
     with InProcessEnvs("Pendulum-v1") as envs:
+        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, seed=0)
         list(agent.learn(envs, 2048))
         agent.save("whole.pt")
         agent.save("weights.pt", weights_only=True)

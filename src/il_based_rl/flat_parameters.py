@@ -141,6 +141,11 @@ class FlatAdam:
             maximize=False,
         )
 
+    @property
+    def begun(self) -> bool:
+        """Whether a step was taken, so that there are moments."""
+        return bool(self._state["step"] > 0)
+
     def forget(self) -> None:
         """Begin anew, as after the parameters were replaced."""
         for tensor in self._state.values():

@@ -254,9 +254,11 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
         a value that has left the range on the wrong side would never come back.
 
     Example:
+        A value that is right, but was moved further than 0.2, counts as if it had stopped there:
+
         >>> one, none = torch.ones(1), torch.zeros(1)
-        >>> clipped_value_loss(one, none, one, clip_range=0.2).item()  # right, but moved too far: as if at 0.2
-        0.6399999856948853
+        >>> round(clipped_value_loss(one, none, one, clip_range=0.2).item(), 6)
+        0.64
     """
     errors = (values - returns).square()
     if clip_range is None:

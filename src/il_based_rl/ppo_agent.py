@@ -295,7 +295,7 @@ class PPOAgent:
                 "seed": self.seed,
                 "env_steps": self.env_steps,
                 "gradient_steps": self.gradient_steps,
-                "optimizer": copied(self.optimizer.state_dict()),
+                "optimizer": copied(self.optimizer.state_dict()) if self.optimizer.begun else None,
                 "reward_scaler": copied(self.reward_scaler.state_dict()),
                 "random": {name: generator_state(random) for name, random in self._random.items()},
                 "environments": None if self._rollouts is None else to_plain(self._rollouts.state()),

@@ -44,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif cli.has("--preset", argv) and not cli.asks_for_help(argv):
             defaults = with_preset(defaults, cli.given("--env-id", argv) or defaults.env_id)
         config = cli.parse(defaults, argv, prog="il-rl train-ppo", description="Train an expert with PPO.")
-        if config.env_id in PRESETS and not config.preset and checkpoint is None:
-            cli.notice(f"settings that make an expert of {config.env_id} are kept: --preset takes them")
         train_ppo(config, checkpoint)
 
     cli.run(command)
@@ -94,6 +92,8 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
         agent, config = _begin(config, envs, checkpoint)
         files.require_writable()
         cli.say(f"Training PPO on {config.env_id} for {config.total_timesteps} timesteps...")
+        if config.env_id in PRESETS and not config.preset and checkpoint is None:
+            cli.notice(f"settings that make an expert of {config.env_id} are kept: --preset takes them")
         if agent.env_steps >= config.total_timesteps:
             cli.notice(
                 f"the run is finished: it has {agent.env_steps} steps, and --total-timesteps is {config.total_timesteps}"
