@@ -279,7 +279,7 @@ def policy(path, known={}):  # noqa: B006 - it is to remember, as most copies ho
         known[content] = (
             training["env_steps"],
             [tensor.tolist() for tensor in payload["parameters"].values()],
-            [tensor.tolist() for tensor in training["optimizer"].values()],
+            [tensor.tolist() for tensor in (training["optimizer"] or {}).values()],
             training["random"],
             payload["run"]["best_eval_reward"],
         )
