@@ -30,7 +30,7 @@ class Preset:
     settings: Mapping[str, tuple[Any, str]]
     """Values by the name of their flag, each with its reason."""
     expected: str
-    """Mean return of one expert that was trained so, from 500 start states."""
+    """Mean return: over ten seeds where `docs/returns.md` has them, else of one expert from 500 start states."""
 
 
 PRESETS = {
