@@ -47,6 +47,8 @@ class Faulty(gym.Env):
         self.tag, self.count = self.tag if seed is None else seed, 0
         if self.tag == FAULTY and self.fault == "raises at reset":
             raise RuntimeError("no power")
+        if self.tag == FAULTY and self.fault == "dies at reset":
+            os._exit(8)
         return self._obs(), {}
 
     def step(self, action):
@@ -133,6 +135,7 @@ FAULTS = (
     "killed",
     "hangs",
     "raises at reset",
+    "dies at reset",
     "raises when made",
     "dies when made",
 )
@@ -494,4 +497,14 @@ def test_a_worker_that_dies_while_it_plays_an_episode_again_is_named_with_the_ac
         states[1] = replace(states[1], seed=FAULTY)
         where = rf"environment 1, seed {FAULTY}, episode 1, step 3, after action \[0\.25\]"
         with pytest.raises(EnvironmentFaultError, match=rf"{where}: its worker process died with exit code -9"):
+            envs.restore(states)
+
+
+def test_a_worker_that_dies_at_the_reset_before_it_plays_anything_again_is_named():
+    with WorkerEnvs("workers/dies-at-reset-v0", 3, 2) as envs:
+        envs.reset([1, 2, 3])
+        states = envs.states()  # no step was taken yet
+        states[1] = replace(states[1], seed=FAULTY)
+        where = rf"environment 1, seed {FAULTY}, episode 1, at reset: its worker process died with exit code 8"
+        with pytest.raises(EnvironmentFaultError, match=where):
             envs.restore(states)

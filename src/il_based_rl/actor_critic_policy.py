@@ -60,8 +60,7 @@ class ActorCriticPolicy(nn.Module):
     @property
     def architecture(self) -> dict[str, Any]:
         """Everything needed to build this policy again, as plain values; `actor_critic_from` does."""
-        critic_hidden_dims = [layer.out_features for layer in self.critic.linear[:-1]]
-        return {**self.actor.architecture, "critic_hidden_dims": critic_hidden_dims}
+        return {**self.actor.architecture, "critic_hidden_dims": self.critic.hidden_dims}
 
     @property
     def networks(self) -> list[nn.Module]:

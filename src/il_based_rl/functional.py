@@ -249,9 +249,9 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
         clip_range: Above 0, in the values' unit; None is the plain mean squared error.
 
     Source:
-        Engstrom et al. (2020), "Implementation matters in deep policy gradients", section 3, https://arxiv.org/abs/2005.12729;
-        with the larger of the two errors, as in the code that they describe. The paper's formula has the smaller one, by which
-        a value that has left the range on the wrong side would never come back.
+        Engstrom et al. (2020), "Implementation matters in deep policy gradients", section 3, https://arxiv.org/abs/2005.12729.
+        It is the larger of the two errors that counts: by the smaller one, a value that has left the range on the wrong side
+        would have no gradient to come back by.
 
     Example:
         A value that is right, but was moved further than 0.2, counts as if it had stopped there:

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.buffer import RolloutBatch
@@ -23,6 +23,7 @@ from il_based_rl.errors import FileFormatError
 from il_based_rl.flat_parameters import GroupedAdam
 from il_based_rl.heads import to_tensor
 from il_based_rl.interop import actor_from, disturbed
+from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy, copied, load_parameters, require_counts
 from il_based_rl.ppo_agent import PPOAgent, Progress
 from il_based_rl.rollout import Actor, EpisodePlayers, Teacher
@@ -87,13 +88,19 @@ class GuardedPPO:
         *,
         seed: int,
         device: str | torch.device = "cpu",
-        critic: nn.Module | None = None,
+        critic: MLP | None = None,
         demos: DemoDataset | None = None,
     ) -> GuardedPPO:
         """Begin with a clone, which is copied, and a new critic; or with an expert's actor and its `critic`."""
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
         spaces: tuple[gym.Space[Any], gym.Space[Any]] = (clone.observation_space, clone.action_space)
-        policy = ActorCriticPolicy(*spaces, clone.hidden_dims, activation=clone.activation, generator=weights)
+        policy = ActorCriticPolicy(
+            *spaces,
+            clone.hidden_dims,
+            activation=clone.activation,
+            critic_hidden_dims=None if critic is None else critic.hidden_dims,
+            generator=weights,
+        )
         policy.actor.load_state_dict(clone.state_dict())
         if critic is not None:
             policy.critic.load_state_dict(critic.state_dict())

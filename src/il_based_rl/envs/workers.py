@@ -202,7 +202,7 @@ class WorkerEnvs:
             return EnvironmentFaultError(f"the worker of environments {part.start} to {part.stop - 1} {what}")
         i, step = int(shared["index"][w]), int(shared["step"][w])
         played = self._replayed[i].actions if self._replayed else None
-        action = shared["actions"][i] if played is None else played[step - 1]
+        action = shared["actions"][i] if played is None or step == 0 else played[step - 1]
         where = place(i, int(shared["seeds"][i]), int(shared["episode"][w]), step, action)
         return EnvironmentFaultError(f"{where}: its worker process {what}")
 
