@@ -15,9 +15,9 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +97,45 @@ PEER_TASKS: dict[str, dict[str, Any]] = {
         "gae_lambda": 0.92,
         "max_grad_norm": 0.8,
         "vf_coef": 0.58096,
-        "network": {"log_std_init": -2, "ortho_init": False, "activation": "relu", "net_arch": [256, 256]},
+        "policy_kwargs": {"log_std_init": -2, "ortho_init": False, "activation": "relu", "net_arch": [256, 256]},
     },
 }
 """RL Baselines3 Zoo's settings of PPO (hyperparams/ppo.yml; of HalfCheetah-v4 where it knows no v5); what is left out is
 Stable-Baselines3's default."""
 
 
-def run(job: tuple[Task, int]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """One run, and what its row is known by."""
+
+    side: str
+    env_id: str
+    settings: str
+    seed: int
+    train: Callable[[], dict[str, Any]]
+    """Returns the row."""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What no two rows have in common."""
+        return self.side, self.settings, self.seed
+
+
+def own_jobs() -> list[Job]:
+    """Return all runs of ours."""
+    return [Job("ours", task.env_id, command_of(task), seed, partial(run, task, seed)) for task in TASKS for seed in task.seeds]
+
+
+def peer_jobs() -> list[Job]:
+    """Return all runs of Stable-Baselines3."""
+    return [
+        Job("sb3", env_id, json.dumps(settings), seed, partial(run_peer, env_id, seed))
+        for env_id, settings in PEER_TASKS.items()
+        for seed in PEER_SEEDS
+    ]
+
+
+def run(task: Task, seed: int) -> dict[str, Any]:
     """Train on one seed; return the row."""
     from il_based_rl.envs import make_envs
     from il_based_rl.evaluate import play_evaluation
@@ -114,7 +145,6 @@ def run(job: tuple[Task, int]) -> dict[str, Any]:
     from il_based_rl.seeding import start_seeds
     from il_based_rl.train_ppo import fresh_agent
 
-    task, seed = job
     config = replace(settings_of(task), seed=seed)
     on_the_way = list(start_seeds(seed, "evaluation in training", EPISODES))
     with (
@@ -177,10 +207,9 @@ def versions(env_id: str) -> str:
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
 
 
-def run_peer(job: tuple[str, int]) -> dict[str, Any]:
+def run_peer(env_id: str, seed: int) -> dict[str, Any]:
     """Train Stable-Baselines3 on one seed; return the row."""
-    env_id, seed = job
-    found = measure("sb3", {"kind": "tuned", "env_id": env_id, "seed": seed, **PEER_TASKS[env_id]})
+    found = measure("sb3", {"kind": "returns", "env_id": env_id, "seed": seed, **PEER_TASKS[env_id]})
     return {
         "side": "sb3",
         "task": env_id,
@@ -196,14 +225,9 @@ def read_rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 
-def rows_of(jobs: list[Any], workers: int, peers: bool) -> Iterator[dict[str, Any]]:
-    """Run jobs side by side, and yield each row as its run ends."""
-    if peers:
-        with ThreadPoolExecutor(workers) as threads:
-            yield from threads.map(run_peer, jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
-        yield from pool.imap_unordered(run, jobs)
+def train(job: Job) -> dict[str, Any]:
+    """Run a job, in a process of its own."""
+    return job.train()
 
 
 def main() -> None:
@@ -215,20 +239,16 @@ def main() -> None:
     parser.add_argument("--page-only", action="store_true", help="write the document from the rows that there are")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    there = {(row["side"], row["settings"], row["seed"]) for row in read_rows()}
-    jobs: list[Any]
-    if arguments.peers:
-        set_up_peers()
-        jobs = [(env_id, seed) for env_id in PEER_TASKS for seed in PEER_SEEDS]
-        jobs = [each for each in jobs if ("sb3", json.dumps(PEER_TASKS[each[0]]), each[1]) not in there]
-        wanted = [each for each in jobs if arguments.only is None or each[0] in arguments.only]
-    else:
-        jobs = [(task, seed) for task in TASKS for seed in task.seeds if ("ours", command_of(task), seed) not in there]
-        wanted = [each for each in jobs if arguments.only is None or each[0].env_id in arguments.only]
     if not arguments.page_only:
+        if arguments.peers:
+            set_up_peers()
+        there = {(row["side"], row["settings"], row["seed"]) for row in read_rows()}
+        jobs = [job for job in (peer_jobs() if arguments.peers else own_jobs()) if job.key not in there]
+        wanted = [job for job in jobs if arguments.only is None or job.env_id in arguments.only]
         ROWS.parent.mkdir(exist_ok=True)
-        with open(ROWS, "a", encoding="utf-8") as file:
-            for row in rows_of(wanted, arguments.workers, arguments.peers):
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(arguments.workers, maxtasksperchild=1) as pool, open(ROWS, "a", encoding="utf-8") as file:
+            for row in pool.imap_unordered(train, wanted):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 print(row["side"], row["task"], row["seed"], row["final"], row["seconds"], flush=True)

@@ -16,20 +16,23 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import STARTED, mean_return, microseconds_a_call, report, seconds
 
 
-def make(env_id: str, num_envs: int, **settings: Any) -> Any:
+def make(env_id: str, num_envs: int, *, normalize: bool = False, **settings: Any) -> Any:
     """Return a PPO model with the library's own defaults but for `settings`, on one thread of the CPU."""
     import torch
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
 
     torch.set_num_threads(1)
     library = importlib.import_module(os.environ["LIBRARY"])
-    return library.PPO("MlpPolicy", make_vec_env(env_id, num_envs), device="cpu", **settings)
+    envs = make_vec_env(env_id, num_envs)
+    if normalize:
+        envs = VecNormalize(envs, gamma=settings.get("gamma", 0.99))
+    return library.PPO("MlpPolicy", envs, device="cpu", **settings)
 
 
 def job(kind: str, **settings: Any) -> dict[str, Any]:
     """Run one kind of job."""
-    kinds = {"ppo": ppo, "returns": returns, "tuned": tuned, "play": play, "predict": predict, "start": start}
-    return kinds[kind](**settings)
+    return {"ppo": ppo, "returns": returns, "play": play, "predict": predict, "start": start}[kind](**settings)
 
 
 def ppo(env_id: str, num_envs: int, steps: int, width: int = 64, batch_size: int = 64, n_steps: int = 2048) -> dict[str, Any]:
@@ -45,42 +48,29 @@ def ppo(env_id: str, num_envs: int, steps: int, width: int = 64, batch_size: int
     return {"steps_per_second": model.num_timesteps / taken}
 
 
-def returns(env_id: str, num_envs: int, steps: int, seed: int) -> dict[str, Any]:
+def returns(env_id: str, num_envs: int, steps: int, seed: int, **settings: Any) -> dict[str, Any]:
     """Train on one seed, and say how good the last policy is."""
-    model = make(env_id, num_envs, seed=seed)
-    model.learn(steps)
-    return {"mean_return": mean_return(env_id, lambda obs: model.predict(obs, deterministic=True)[0])}
-
-
-def tuned(env_id: str, num_envs: int, steps: int, seed: int, normalize: bool = False, **settings: Any) -> dict[str, Any]:
-    """Train on one seed with somebody's settings, and say how good the last policy is."""
-    import torch
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    torch.set_num_threads(1)
-    envs = make_vec_env(env_id, num_envs, seed=seed)
-    if normalize:
-        envs = VecNormalize(envs, gamma=settings.get("gamma", 0.99))
-    for name, value in settings.items():
-        if isinstance(value, str) and value.startswith("linear "):
-            settings[name] = _falling(float(value.split()[1]))
-    network = settings.pop("network", {})
-    if network.get("activation") == "relu":
-        network = {**network, "activation_fn": torch.nn.ReLU}
-        del network["activation"]
-    model = PPO("MlpPolicy", envs, device="cpu", seed=seed, policy_kwargs=network, **settings)
+    model = make(env_id, num_envs, seed=seed, **{name: _understood(value) for name, value in settings.items()})
     taken = seconds(lambda: model.learn(steps))
+    statistics = model.get_vec_normalize_env()
 
     def predict(obs: Any) -> Any:
-        return model.predict(envs.normalize_obs(obs) if normalize else obs, deterministic=True)[0]
+        return model.predict(obs if statistics is None else statistics.normalize_obs(obs), deterministic=True)[0]
 
     return {"seconds": taken, "mean_return": mean_return(env_id, predict)}
 
 
-def _falling(start: float) -> Any:
-    return lambda remaining: remaining * start
+def _understood(value: Any) -> Any:
+    """Turn what JSON can say into what the library reads: "linear 0.1" falls from 0.1 to 0, "relu" is an activation."""
+    if isinstance(value, str):
+        start = float(value.removeprefix("linear "))
+        return lambda remaining: remaining * start
+    if isinstance(value, dict) and "activation" in value:
+        import torch
+
+        activation = {"relu": torch.nn.ReLU}[value["activation"]]
+        return {name: given for name, given in value.items() if name != "activation"} | {"activation_fn": activation}
+    return value
 
 
 def play(env_id: str, episodes: int) -> dict[str, Any]:
