@@ -22,7 +22,7 @@ HELD_BACK = [
     "million steps had tests beside them, so that their times are too long, by up to a half; their shares and memory hold.",
     "`predict` was measured again later that day, seven runs in turn, after it was made quicker.",
     "",
-    "On CartPole-v1 our policies of 65,536 steps, which are four updates, differ more from seed to seed. That is what",
+    "On CartPole-v1 our policies of 65,536 steps, which are four updates, are worse and differ more. That is what",
     "standardising does to so few and so long updates: without it, on the very same work, ours are as good as SB3's. The",
     "preset for CartPole-v1 leaves it out too, and takes shorter rollouts.",
     "",
