@@ -4,7 +4,9 @@ Trains every preset on ten seeds, evaluates the policy after the last update and
 from start states that neither training nor the choice of settings has seen, and does the same to Stable-Baselines3 with the
 settings that RL Baselines3 Zoo keeps for it. One row a run is added to `benchmarks/results/returns.jsonl` as the run ends,
 and runs that have a row of the same settings are left out, so that an interrupted benchmark goes on where it was.
-`docs/returns.md` and `docs/returns.svg` are written from the rows.
+`python -m benchmarks.returns changes` trains with one setting of a preset changed, on the same seeds as the preset, which
+shows what the setting brings; `python -m benchmarks.returns peers` trains Stable-Baselines3. `docs/returns.md` and
+`docs/returns.svg` are written from the rows.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 from benchmarks.returns_page import write_page
 from benchmarks.run import measure, set_up_peers
 from il_based_rl.config import TrainPPOConfig
-from il_based_rl.presets import PRESETS, flag_of, with_preset
+from il_based_rl.presets import PRESETS, applied, flag_of, with_preset
 
 ROWS = Path(__file__).parent / "results" / "returns.jsonl"
 EXPERTS = Path(__file__).parent.parent / ".benchmarks" / "experts"
@@ -41,16 +43,25 @@ class Task:
     env_id: str
     preset: bool = True
     seeds: range = range(10)
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that are not the preset's."""
 
     @property
     def name(self) -> str:
         """What it is called in rows and tables."""
         return self.env_id if self.preset else f"{self.env_id}, no preset"
 
+    @property
+    def change(self) -> str:
+        """The flags of what is changed."""
+        return " ".join(flag_of(name, value) for name, value in self.changed.items())
+
 
 SEEDS = {"CartPole-v1": range(10, 20)}
 """Where they are not 0 to 9: of these two had been looked at with settings of before."""
 TASKS = [Task("Pendulum-v1", preset=False), *(Task(env_id, seeds=SEEDS.get(env_id, range(10))) for env_id in PRESETS)]
+CHANGES: list[Task] = []
+"""What the settings bring, one at a time."""
 
 PEER_SEEDS = range(3)
 PEER_TASKS: dict[str, dict[str, Any]] = {
@@ -121,9 +132,9 @@ class Job:
         return self.side, self.settings, self.seed
 
 
-def own_jobs() -> list[Job]:
+def own_jobs(tasks: list[Task]) -> list[Job]:
     """Return all runs of ours."""
-    return [Job("ours", task.env_id, command_of(task), seed, partial(run, task, seed)) for task in TASKS for seed in task.seeds]
+    return [Job("ours", task.env_id, command_of(task), seed, partial(run, task, seed)) for task in tasks for seed in task.seeds]
 
 
 def peer_jobs() -> list[Job]:
@@ -165,7 +176,8 @@ def run(task: Task, seed: int) -> dict[str, Any]:
                 curve.append((progress.env_steps, round(training, 2), round(mean, 2)))
                 if mean >= best:
                     best, kept = mean, agent.payload()
-        agent.save(expert_of(task, seed), weights_only=True)
+        if not task.changed:
+            agent.save(expert_of(task, seed), weights_only=True)
         final = play_evaluation(agent, players, START_SEEDS, quiet=True)
         chosen = play_evaluation(PPOAgent.from_payload(kept, "memory"), players, START_SEEDS, quiet=True)
     return {
@@ -190,15 +202,15 @@ def expert_of(task: Task, seed: int) -> Path:
 
 def settings_of(task: Task) -> TrainPPOConfig:
     """Return the settings that a task is trained with."""
-    return with_preset(TrainPPOConfig(), task.env_id) if task.preset else TrainPPOConfig(task.env_id)
+    config = with_preset(TrainPPOConfig(), task.env_id) if task.preset else TrainPPOConfig(task.env_id)
+    return applied(task.changed, config)
 
 
 def command_of(task: Task) -> str:
     """Return the command line that trains a task, its settings spelled out."""
-    settings = PRESETS[task.env_id].settings if task.preset else {}
-    return " ".join(
-        [f"il-rl train-ppo --env-id {task.env_id}", *(flag_of(name, value) for name, (value, _) in settings.items())]
-    )
+    preset = PRESETS[task.env_id].settings if task.preset else {}
+    settings = {name: value for name, (value, _) in preset.items()} | task.changed
+    return " ".join([f"il-rl train-ppo --env-id {task.env_id}", *map(flag_of, settings.keys(), settings.values())])
 
 
 def versions(env_id: str) -> str:
@@ -233,18 +245,20 @@ def train(job: Job) -> dict[str, Any]:
 def main() -> None:
     """Run what is missing, two runs side by side, and write the document."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["presets", "changes", "peers"], default="presets", help="what to train")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
     parser.add_argument("--only", nargs="*", help="environments; all where none is given")
-    parser.add_argument("--peers", action="store_true", help="train Stable-Baselines3 instead of ourselves")
     parser.add_argument("--page-only", action="store_true", help="write the document from the rows that there are")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     if not arguments.page_only:
-        if arguments.peers:
+        if arguments.what == "peers":
             set_up_peers()
+            jobs = peer_jobs()
+        else:
+            jobs = own_jobs(TASKS if arguments.what == "presets" else CHANGES)
         there = {(row["side"], row["settings"], row["seed"]) for row in read_rows()}
-        jobs = [job for job in (peer_jobs() if arguments.peers else own_jobs()) if job.key not in there]
-        wanted = [job for job in jobs if arguments.only is None or job.env_id in arguments.only]
+        wanted = [job for job in jobs if job.key not in there and (arguments.only is None or job.env_id in arguments.only)]
         ROWS.parent.mkdir(exist_ok=True)
         context = multiprocessing.get_context("spawn")
         with context.Pool(arguments.workers, maxtasksperchild=1) as pool, open(ROWS, "a", encoding="utf-8") as file:
@@ -252,7 +266,8 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 print(row["side"], row["task"], row["seed"], row["final"], row["seconds"], flush=True)
-    write_page(read_rows(), {task.name: command_of(task) for task in TASKS})
+    changes = [(task.env_id, task.change, command_of(task)) for task in CHANGES]
+    write_page(read_rows(), {task.name: command_of(task) for task in TASKS}, changes)
 
 
 if __name__ == "__main__":

@@ -48,26 +48,37 @@ always 0; both feet of Walker2d have the same friction; Reacher's distance is ta
 wind anew in each episode."""
 
 
-def write_page(rows: list[dict[str, Any]], commands: dict[str, str]) -> None:
+def write_page(rows: list[dict[str, Any]], commands: dict[str, str], changes: list[tuple[str, str, str]]) -> None:
     """Write `docs/returns.md` and `docs/returns.svg` from the rows of the present settings.
 
     Args:
         rows: All rows that there are.
         commands: By task, the command line that trains it; other rows of ours are of settings of before, and left out.
+        changes: The task, what is changed of its preset, and the command line that trains it so.
     """
-    ours = {task: [row for row in rows if row["side"] == "ours" and row["settings"] == commands[task]] for task in commands}
-    ours = {task: sorted(found, key=lambda row: row["seed"]) for task, found in ours.items() if found}
+    ours = {task: found for task, command in commands.items() if (found := _rows_of(rows, command))}
     theirs: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["side"] == "sb3":
             theirs.setdefault(row["task"], []).append(row)
     DOCS.mkdir(exist_ok=True)
-    (DOCS / "returns.md").write_text(_page(ours, theirs, commands), encoding="utf-8")
+    compared = [
+        (task, change, ours[task], found)
+        for task, change, command in changes
+        if task in ours and (found := _rows_of(rows, command))
+    ]
+    page = "\n".join([*_page(ours, theirs, commands), *(_changes(compared) if compared else [])])
+    (DOCS / "returns.md").write_text(page + "\n", encoding="utf-8")
     if ours:
         _plot(ours)
 
 
-def _page(ours: dict[str, Any], theirs: dict[str, Any], commands: dict[str, str]) -> str:
+def _rows_of(rows: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
+    found = [row for row in rows if row["side"] == "ours" and row["settings"] == command]
+    return sorted(found, key=lambda row: row["seed"])
+
+
+def _page(ours: dict[str, Any], theirs: dict[str, Any], commands: dict[str, str]) -> list[str]:
     lines = [
         "# How good our experts are",
         "",
@@ -92,7 +103,29 @@ def _page(ours: dict[str, Any], theirs: dict[str, Any], commands: dict[str, str]
     missing = [task for task in commands if task not in ours]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _changes(compared: list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]]) -> list[str]:
+    lines = [
+        "",
+        "## What the settings bring",
+        "",
+        "Measured by `python -m benchmarks.returns changes`: the preset with one setting changed, on the same seeds. The",
+        "difference is the changed return less the preset's, seed by seed, with the 95 % interval of its mean.",
+        "",
+        "| task | changed | seeds | preset | changed to that | difference | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, change, preset, changed in compared:
+        of_seed = {row["seed"]: row["final"] for row in preset}
+        pairs = np.array([(of_seed[row["seed"]], row["final"]) for row in changed if row["seed"] in of_seed])
+        differences = pairs[:, 1] - pairs[:, 0]
+        low, high = _interval(differences)
+        verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+        cells = [task, f"`{change}`", str(len(pairs)), *(f"{mean:,.1f}" for mean in pairs.mean(axis=0))]
+        lines.append(f"| {' | '.join([*cells, _shown(differences), verdict])} |")
+    return lines
 
 
 def _line(task: str, found: list[dict[str, Any]], peer: list[dict[str, Any]]) -> str:
@@ -149,6 +182,7 @@ def _seconds(rows: list[dict[str, Any]]) -> str:
 
 def _plot(ours: dict[str, list[dict[str, Any]]]) -> None:
     """Draw the median over seeds, and the middle half of them, over steps and over seconds of training."""
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.2 * len(ours)), layout="constrained")
@@ -162,4 +196,5 @@ def _plot(ours: dict[str, list[dict[str, Any]]]) -> None:
             axis.plot(x, middle)
             axis.axhline(ASKED[task].at_least, color="grey", linestyle=":", linewidth=1)
             axis.set(title=task, xlabel=name, ylabel="mean return")
-    figure.savefig(DOCS / "returns.svg", metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": "returns"}):  # else every drawing of the same rows is another file
+        figure.savefig(DOCS / "returns.svg", metadata={"Date": None})
