@@ -60,7 +60,15 @@ class Task:
 SEEDS = {"CartPole-v1": range(10, 20)}
 """Where they are not 0 to 9: of these two had been looked at with settings of before."""
 TASKS = [Task("Pendulum-v1", preset=False), *(Task(env_id, seeds=SEEDS.get(env_id, range(10))) for env_id in PRESETS)]
-CHANGES: list[Task] = []
+_TRIED: list[dict[str, Any]] = [
+    {"lr_schedule": "constant"},
+    {"clip_schedule": "linear"},
+    {"value_clip_range": 0.2},
+    {"recompute_advantages": True},
+    {"activation": "relu"},
+    {"critic_hidden_dims": (128, 128)},
+]
+CHANGES = [Task(env_id, changed=each) for env_id in ("Pendulum-v1", "MountainCarContinuous-v0") for each in _TRIED]
 """What the settings bring, one at a time."""
 
 PEER_SEEDS = range(3)

@@ -36,8 +36,8 @@ def test_the_command_takes_it_when_asked_and_flags_win(started, capsys):
     main(["train-ppo", "--env-id=Hopper-v5", "--preset", "--total-timesteps", "7", "--lr-schedule", "constant"])
     whole, changed = started
     assert whole == with_preset(TrainPPOConfig(), "Hopper-v5")
-    assert (whole.total_timesteps, whole.num_envs, whole.ppo.n_steps, whole.ppo.lr_schedule) == (1_000_000, 4, 512, "linear")
-    assert (changed.total_timesteps, changed.num_envs, changed.ppo.lr_schedule) == (7, 4, "constant")
+    assert (whole.total_timesteps, whole.num_envs, whole.ppo.n_steps, whole.ppo.lr_schedule) == (1_000_000, 16, 128, "linear")
+    assert (changed.total_timesteps, changed.num_envs, changed.ppo.lr_schedule) == (7, 16, "constant")
     assert "--preset takes them" not in capsys.readouterr().err
 
 
@@ -71,7 +71,7 @@ def test_an_environment_without_one_is_told_which_have_one(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main(command.split())
     assert leaving.value.code == 2
-    assert "there is no preset for FrozenLake-v1; there are presets for CartPole-v1, Half" in capsys.readouterr().err
+    assert "there is no preset for FrozenLake-v1; there are presets for Acrobot-v1, CartPole-v1, Half" in capsys.readouterr().err
 
 
 def test_they_are_listed_with_reasons_and_what_to_expect(capsys):
@@ -99,7 +99,7 @@ def test_the_pipeline_trains_its_expert_by_it(monkeypatch):
         pass
 
     def noted(config):
-        assert (config.num_envs, config.ppo.n_steps, config.total_timesteps) == (4, 512, 5)
+        assert (config.num_envs, config.ppo.n_steps, config.total_timesteps) == (16, 128, 5)
         raise EnoughError
 
     monkeypatch.setattr(train_ppo, "train_ppo", noted)

@@ -34,6 +34,10 @@ class Preset:
 
 
 PRESETS = {
+    "Acrobot-v1": Preset(
+        {"total_timesteps": (500_000, "swings up from 100,000 on, and sooner and sooner"), **_MANY, **_ANNEALED},
+        "-77",
+    ),
     "CartPole-v1": Preset(
         {
             "total_timesteps": (50_000, "balances from half of it on; the rest makes it steady"),
@@ -53,11 +57,12 @@ PRESETS = {
     ),
     "Hopper-v5": Preset(
         {
-            "total_timesteps": (1_000_000, "runs from half of it on; the rest makes it steady"),
-            **_ROLLOUTS,
+            "total_timesteps": (1_000_000, "hops from half of it on; the rest makes it steady"),
+            **_MANY,
+            **_CALMER,
             **_ANNEALED,
         },
-        "3,381",
+        "3,195",
     ),
     "InvertedDoublePendulum-v5": Preset(
         {"total_timesteps": (300_000, "balances from 80,000 on, safely from 250,000 on"), **_ROLLOUTS, **_ANNEALED},
