@@ -97,6 +97,19 @@ PRESETS = {
         },
         "-147",
     ),
+    "Swimmer-v5": Preset(
+        {
+            "total_timesteps": (1_000_000, "rises to the end"),
+            "num_envs": (16, "a rollout shows many strokes"),
+            "n_steps": (256, "4,096 steps a rollout, so that chance is averaged out"),
+            "batch_size": (256, "the same"),
+            "gamma": (0.9999, "episodes have 1,000 steps and no end; a shorter sight settles for a third of the speed"),
+            "gae_lambda": (0.98, "the same"),
+            "lr": (6e-4, "minibatches are large, and so fewer"),
+            **_ANNEALED,
+        },
+        "320",
+    ),
     "Walker2d-v5": Preset(
         {"total_timesteps": (1_000_000, "still rising at half of it"), **_ROLLOUTS, **_ANNEALED},
         "2,274",
