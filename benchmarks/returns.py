@@ -29,6 +29,8 @@ from il_based_rl.config import TrainPPOConfig
 from il_based_rl.presets import PRESETS, applied, flag_of, with_preset
 
 ROWS = Path(__file__).parent / "results" / "returns.jsonl"
+SEARCHED = Path(__file__).parent / "results" / "search.jsonl"
+"""What the presets were chosen by."""
 EXPERTS = Path(__file__).parent.parent / ".benchmarks" / "experts"
 START_SEEDS = range(10_000, 10_100)
 """What finished policies play; on both sides."""
@@ -240,9 +242,9 @@ def run_peer(env_id: str, seed: int) -> dict[str, Any]:
     }
 
 
-def read_rows() -> list[dict[str, Any]]:
+def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
     """Return the rows of before."""
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -275,7 +277,7 @@ def main() -> None:
                 file.flush()
                 print(row["side"], row["task"], row["seed"], row["final"], row["seconds"], flush=True)
     changes = [(task.env_id, task.change, command_of(task)) for task in CHANGES]
-    write_page(read_rows(), {task.name: command_of(task) for task in TASKS}, changes)
+    write_page(read_rows(), {task.name: command_of(task) for task in TASKS}, changes, read_rows(SEARCHED))
 
 
 if __name__ == "__main__":

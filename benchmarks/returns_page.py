@@ -48,13 +48,19 @@ always 0; both feet of Walker2d have the same friction; Reacher's distance is ta
 wind anew in each episode."""
 
 
-def write_page(rows: list[dict[str, Any]], commands: dict[str, str], changes: list[tuple[str, str, str]]) -> None:
+def write_page(
+    rows: list[dict[str, Any]],
+    commands: dict[str, str],
+    changes: list[tuple[str, str, str]],
+    searched: list[dict[str, Any]],
+) -> None:
     """Write `docs/returns.md` and `docs/returns.svg` from the rows of the present settings.
 
     Args:
         rows: All rows that there are.
         commands: By task, the command line that trains it; other rows of ours are of settings of before, and left out.
         changes: The task, what is changed of its preset, and the command line that trains it so.
+        searched: The rows that settings were chosen by.
     """
     ours = {task: found for task, command in commands.items() if (found := _rows_of(rows, command))}
     theirs: dict[str, list[dict[str, Any]]] = {}
@@ -67,7 +73,7 @@ def write_page(rows: list[dict[str, Any]], commands: dict[str, str], changes: li
         for task, change, command in changes
         if task in ours and (found := _rows_of(rows, command))
     ]
-    page = "\n".join([*_page(ours, theirs, commands), *(_changes(compared) if compared else [])])
+    page = "\n".join([*_page(ours, theirs, commands), *(_changes(compared) if compared else []), *_search(searched)])
     (DOCS / "returns.md").write_text(page + "\n", encoding="utf-8")
     if ours:
         _plot(ours)
@@ -125,6 +131,28 @@ def _changes(compared: list[tuple[str, str, list[dict[str, Any]], list[dict[str,
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
         cells = [task, f"`{change}`", str(len(pairs)), *(f"{mean:,.1f}" for mean in pairs.mean(axis=0))]
         lines.append(f"| {' | '.join([*cells, _shown(differences), verdict])} |")
+    return lines
+
+
+def _search(searched: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "## The search",
+        "",
+        "Settings were chosen on seeds from 100 on, by the last policy's mean return from the start seeds 5000-5019: on",
+        "neither seeds nor start states of the tables above. What is not named is as the defaults are; the rows are in",
+        "`benchmarks/results/search.jsonl`.",
+        "",
+        "| task | settings | seeds | mean | each |",
+        "|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in searched:
+        groups.setdefault((row["task"], row["settings"]), []).append(row["final"])
+    for (task, settings), finals in sorted(groups.items(), key=lambda group: (group[0][0], -np.mean(group[1]))):
+        flags = settings.removeprefix(f"il-rl train-ppo --env-id {task} ")
+        each = ", ".join(f"{final:,.1f}" for final in finals)
+        lines.append(f"| {task} | `{flags}` | {len(finals)} | {np.mean(finals):,.1f} | {each} |")
     return lines
 
 
