@@ -36,7 +36,7 @@ class Preset:
 PRESETS = {
     "Acrobot-v1": Preset(
         {"total_timesteps": (500_000, "swings up from 100,000 on, and sooner and sooner"), **_MANY, **_ANNEALED},
-        "-77",
+        "-78",
     ),
     "CartPole-v1": Preset(
         {
@@ -81,7 +81,7 @@ PRESETS = {
             **_FAR_SIGHTED,
             **_ANNEALED,
         },
-        "279",
+        "284",
     ),
     "LunarLanderContinuous-v3": Preset(
         {
@@ -122,7 +122,7 @@ PRESETS = {
             "lr": (6e-4, "minibatches are large, and so fewer"),
             **_ANNEALED,
         },
-        "320",
+        "347",
     ),
     "Walker2d-v5": Preset(
         {"total_timesteps": (1_000_000, "rises to the end, slowly from half of it on"), **_MANY, **_CALMER, **_ANNEALED},
