@@ -58,7 +58,7 @@ PRESETS = {
             **_CALMER,
             **_ANNEALED,
         },
-        "3,195",
+        "3,072",
     ),
     "InvertedDoublePendulum-v5": Preset(
         {
