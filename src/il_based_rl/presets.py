@@ -64,7 +64,7 @@ PRESETS = {
         {
             "total_timesteps": (500_000, "balances from 200,000 on, safely from 300,000 on"),
             **_MANY,
-            "n_epochs": (4, "more of them make the actor so sure of itself that it forgets how to begin"),
+            "n_epochs": (4, "after ten the actor has hardly a deviation left, and some episodes fall"),
             **_ANNEALED,
         },
         "9,261",
