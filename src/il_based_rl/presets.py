@@ -31,7 +31,7 @@ class Preset:
 
 PRESETS = {
     "Acrobot-v1": Preset(
-        {"total_timesteps": (500_000, "swings up from 100,000 on, and sooner and sooner"), **_MANY, **_ANNEALED},
+        {"total_timesteps": (500_000, "swings up from a quarter of it on; then it does so sooner"), **_MANY, **_ANNEALED},
         "-78",
     ),
     "CartPole-v1": Preset(
@@ -62,7 +62,7 @@ PRESETS = {
     ),
     "InvertedDoublePendulum-v5": Preset(
         {
-            "total_timesteps": (500_000, "balances from 200,000 on, safely from 300,000 on"),
+            "total_timesteps": (500_000, "balances from half of it on, safely from three quarters on"),
             **_MANY,
             "n_epochs": (4, "after ten the actor has hardly a deviation left, and some episodes fall"),
             **_ANNEALED,
