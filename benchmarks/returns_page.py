@@ -170,7 +170,7 @@ def _line(task: str, found: list[dict[str, Any]], peer: list[dict[str, Any]]) ->
         f"{finals.min():,.1f}",
         _verdict(finals, asked),
         _shown(best),
-        f"{_shown(_column(peer, 'final'))} ({len(peer)} seeds)" if peer else "",
+        f"{_shown(_column(peer, 'final'))} ({len(peer)} seed{'s' if len(peer) > 1 else ''})" if peer else "",
         asked.published,
     ]
     return f"| {' | '.join(cells)} |"
