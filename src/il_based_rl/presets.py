@@ -34,6 +34,15 @@ PRESETS = {
         {"total_timesteps": (500_000, "swings up from a quarter of it on; then it does so sooner"), **_MANY, **_ANNEALED},
         "-78",
     ),
+    "Ant-v5": Preset(
+        {
+            "total_timesteps": (1_000_000, "rises to the end"),
+            **_MANY,
+            "initial_log_std": (-3.0, "shaking eight motors costs more than walking brings at first"),
+            **_ANNEALED,
+        },
+        "2,947",
+    ),
     "CartPole-v1": Preset(
         {
             "total_timesteps": (50_000, "balances from half of it on; the rest makes it steady"),
@@ -108,6 +117,17 @@ PRESETS = {
             **_ANNEALED,
         },
         "-147",
+    ),
+    "Reacher-v5": Preset(
+        {
+            "total_timesteps": (1_000_000, "reaches from a quarter of it on; then it stops nearer to the target"),
+            **_MANY,
+            "gamma": (0.95, "the arm arrives within twenty steps"),
+            "hidden_dims": ((128, 128), "a little nearer than 64 64 in the search"),
+            "initial_log_std": (-0.5, "motors are shaken less"),
+            **_ANNEALED,
+        },
+        "-3.7",
     ),
     "Swimmer-v5": Preset(
         {
