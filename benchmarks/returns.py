@@ -70,7 +70,11 @@ _TRIED: list[dict[str, Any]] = [
     {"activation": "relu"},
     {"critic_hidden_dims": (128, 128)},
 ]
-CHANGES = [Task(env_id, changed=each) for env_id in ("Pendulum-v1", "MountainCarContinuous-v0") for each in _TRIED]
+CHANGES = [
+    Task(env_id, seeds=range(seeds), changed=each)
+    for env_id, seeds in {"Pendulum-v1": 10, "MountainCarContinuous-v0": 10, "InvertedDoublePendulum-v5": 5}.items()
+    for each in _TRIED
+]
 """What the settings bring, one at a time."""
 
 PEER_SEEDS = range(3)
