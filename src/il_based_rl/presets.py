@@ -26,7 +26,7 @@ class Preset:
     settings: Mapping[str, tuple[Any, str]]
     """Values by the name of their flag, each with its reason."""
     expected: str
-    """Mean return, from `docs/returns.md`: over ten seeds where it has them, else over those of its search."""
+    """Mean return over the seeds that `docs/returns.md` has: ten but for Ant-v5, which has two."""
 
 
 PRESETS = {
@@ -36,12 +36,12 @@ PRESETS = {
     ),
     "Ant-v5": Preset(
         {
-            "total_timesteps": (1_000_000, "rises to the end"),
+            "total_timesteps": (1_000_000, "rises to the end, slowly from half of it on"),
             **_MANY,
             "initial_log_std": (-3.0, "shaking eight motors costs more than walking brings at first"),
             **_ANNEALED,
         },
-        "2,947",
+        "2,872",
     ),
     "CartPole-v1": Preset(
         {
