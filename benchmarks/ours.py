@@ -33,7 +33,15 @@ def job(kind: str, **settings: Any) -> dict[str, Any]:
 
 
 def ppo(
-    env_id: str, num_envs: int, steps: int, *, envpool: bool = False, width: int = 64, batch_size: int = 64, **flags: Any
+    env_id: str,
+    num_envs: int,
+    steps: int,
+    *,
+    envpool: bool = False,
+    width: int = 64,
+    batch_size: int = 64,
+    device: str = "cpu",
+    **flags: Any,
 ) -> dict[str, Any]:
     """Train without evaluation; the rate is of training alone."""
     from il_based_rl.config import PPOConfig
@@ -42,7 +50,8 @@ def ppo(
 
     envs = make_envs(env_id, num_envs, backend="envpool" if envpool else "gymnasium")
     config = PPOConfig(batch_size=batch_size, **flags)
-    agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, config, hidden_dims=(width, width), seed=0)
+    spaces = envs.observation_space, envs.action_space
+    agent = PPOAgent.for_spaces(*spaces, config, hidden_dims=(width, width), seed=0, device=device)
     taken = seconds(lambda: list(agent.learn(envs, steps)))
     return {"steps_per_second": agent.env_steps / taken, "children_mib": children_mib()}
 
@@ -69,7 +78,9 @@ def command() -> dict[str, Any]:
     return {"children_mib": children_mib()}
 
 
-def cloning(width: int, samples: int, *, batch_size: int = 64, fast_path: bool = True, **loss: Any) -> dict[str, Any]:
+def cloning(
+    width: int, samples: int, *, batch_size: int = 64, fast_path: bool = True, device: str = "cpu", **loss: Any
+) -> dict[str, Any]:
     """Clone random transitions of HalfCheetah's sizes, on a network of two hidden layers."""
     import numpy as np
     from gymnasium.spaces import Box
@@ -93,7 +104,7 @@ def cloning(width: int, samples: int, *, batch_size: int = 64, fast_path: bool =
     )
     policy = MLPPolicy(Box(-np.inf, np.inf, (17,)), Box(-1, 1, (6,)), (width, width), activation="tanh")
     config = BCConfig(epochs=samples // rows, batch_size=batch_size, validation_fraction=0.0, fast_path=fast_path, **loss)
-    taken = seconds(lambda: list(BCAgent(policy, config, seed=0).learn(dataset)))
+    taken = seconds(lambda: list(BCAgent(policy, config, seed=0, device=device).learn(dataset)))
     return {"samples_per_second": samples / taken}
 
 
