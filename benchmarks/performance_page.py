@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.device import device_lines
 from benchmarks.jobs import PLAIN, REQUIREMENTS, WHOLE, Asked, Job, comparisons, first_peer, median, ratio, scaling
 from il_based_rl.statistics import mean_interval
 
@@ -70,7 +71,8 @@ def write_page(results: Path) -> None:
     for job in jobs + sizes:
         job.measured.update(measured[job.name])
     further = [*return_lines(kept["trained"]), *breakdown_lines(kept["breakdown"]), ""]
-    further += [*soak_lines(kept["soak"], kept["commands"]), "", *short_lines(jobs, sizes), *LEFT_OUT]
+    further += [*soak_lines(kept["soak"], kept["commands"]), "", *device_lines()]
+    further += [*short_lines(jobs, sizes), *LEFT_OUT]
     PAGE.write_text(page(jobs, sizes, kept["machine"], further), encoding="utf-8")
     plot(jobs)
 

@@ -62,20 +62,25 @@ class Task:
 SEEDS = {"CartPole-v1": range(10, 20)}
 """Where they are not 0 to 9: of these two had been looked at with settings of before."""
 TASKS = [Task("Pendulum-v1", preset=False), *(Task(env_id, seeds=SEEDS.get(env_id, range(10))) for env_id in PRESETS)]
-_TRIED: list[dict[str, Any]] = [
-    {"lr_schedule": "constant"},
+_SMALL_TASKS = {"Pendulum-v1": range(10), "MountainCarContinuous-v0": range(10), "InvertedDoublePendulum-v5": range(5)}
+_ANY: list[dict[str, Any]] = [{"lr_schedule": "constant"}, {"activation": "relu"}, {"target_kl": 0.02}]
+_GONE: list[dict[str, Any]] = [
     {"clip_schedule": "linear"},
     {"value_clip_range": 0.2},
     {"recompute_advantages": True},
-    {"activation": "relu"},
     {"critic_hidden_dims": (128, 128)},
 ]
+_CHEETAH = partial(Task, "HalfCheetah-v5", seeds=range(5))
 CHANGES = [
-    Task(env_id, seeds=range(seeds), changed=each)
-    for env_id, seeds in {"Pendulum-v1": 10, "MountainCarContinuous-v0": 10, "InvertedDoublePendulum-v5": 5}.items()
-    for each in _TRIED
+    *(_CHEETAH(changed=each) for each in [{"lr_schedule": "constant"}, {"initial_log_std": 0.0}]),
+    *(Task(env_id, seeds=seeds, changed=each) for env_id, seeds in _SMALL_TASKS.items() for each in _ANY),
 ]
 """What the settings bring, one at a time."""
+FORMER = [
+    _CHEETAH(changed=_GONE[2]),
+    *(Task(env_id, seeds=seeds, changed=each) for env_id, seeds in _SMALL_TASKS.items() for each in _GONE),
+]
+"""The same of settings that brought nothing, and are gone; their rows are of the version before."""
 
 PEER_SEEDS = range(3)
 PEER_TASKS: dict[str, dict[str, Any]] = {
@@ -280,8 +285,13 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 print(row["side"], row["task"], row["seed"], row["final"], row["seconds"], flush=True)
-    changes = [(task.env_id, task.change, command_of(task)) for task in CHANGES]
-    write_page(read_rows(), {task.name: command_of(task) for task in TASKS}, changes, read_rows(SEARCHED))
+    write_page(
+        read_rows(),
+        {task.name: command_of(task) for task in TASKS},
+        [(task.env_id, task.change, command_of(task)) for task in CHANGES],
+        [(task.env_id, task.change, command_of(task)) for task in FORMER],
+        read_rows(SEARCHED),
+    )
 
 
 if __name__ == "__main__":

@@ -48,10 +48,15 @@ always 0; both feet of Walker2d have the same friction; Reacher's distance is ta
 wind anew in each episode."""
 
 
+Compared = list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]]
+"""The task, what is changed of its preset, the preset's rows and those of the change."""
+
+
 def write_page(
     rows: list[dict[str, Any]],
     commands: dict[str, str],
     changes: list[tuple[str, str, str]],
+    former: list[tuple[str, str, str]],
     searched: list[dict[str, Any]],
 ) -> None:
     """Write `docs/returns.md` and `docs/returns.svg` from the rows of the present settings.
@@ -60,6 +65,7 @@ def write_page(
         rows: All rows that there are.
         commands: By task, the command line that trains it; other rows of ours are of settings of before, and left out.
         changes: The task, what is changed of its preset, and the command line that trains it so.
+        former: The same of settings that are gone.
         searched: The rows that settings were chosen by.
     """
     ours = {task: found for task, command in commands.items() if (found := _rows_of(rows, command))}
@@ -68,12 +74,11 @@ def write_page(
         if row["side"] == "sb3":
             theirs.setdefault(row["task"], []).append(row)
     DOCS.mkdir(exist_ok=True)
-    compared = [
-        (task, change, ours[task], found)
-        for task, change, command in changes
-        if task in ours and (found := _rows_of(rows, command))
-    ]
-    page = "\n".join([*_page(ours, theirs, commands), *(_changes(compared) if compared else []), *_search(searched)])
+    compared, gone = (
+        [(task, change, ours[task], found) for task, change, command in each if (found := _rows_of(rows, command))]
+        for each in (changes, former)
+    )
+    page = "\n".join([*_page(ours, theirs, commands), *_changes(compared, gone), *_search(searched)])
     (DOCS / "returns.md").write_text(page + "\n", encoding="utf-8")
     if ours:
         _plot(ours)
@@ -112,17 +117,24 @@ def _page(ours: dict[str, Any], theirs: dict[str, Any], commands: dict[str, str]
     return lines
 
 
-def _changes(compared: list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]]) -> list[str]:
-    lines = [
+def _changes(compared: Compared, gone: Compared) -> list[str]:
+    return [
         "",
         "## What the settings bring",
         "",
         "Measured by `python -m benchmarks.returns changes`: the preset with one setting changed, on the same seeds. The",
         "difference is the changed return less the preset's, seed by seed, with the 95 % interval of its mean.",
         "",
-        "| task | changed | seeds | preset | changed to that | difference | |",
-        "|---|---|---|---|---|---|---|",
+        *_table_of_changes(compared),
+        "",
+        "These settings were not shown to be better on any task, and are gone; the rows are of the version before:",
+        "",
+        *_table_of_changes(gone),
     ]
+
+
+def _table_of_changes(compared: Compared) -> list[str]:
+    lines = ["| task | changed | seeds | preset | changed to that | difference | |", "|---|---|---|---|---|---|---|"]
     for task, change, preset, changed in compared:
         of_seed = {row["seed"]: row["final"] for row in preset}
         pairs = np.array([(of_seed[row["seed"]], row["final"]) for row in changed if row["seed"] in of_seed])

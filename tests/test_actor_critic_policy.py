@@ -135,14 +135,14 @@ def test_other_kinds_of_spaces_are_refused(spaces_given):
         ActorCriticPolicy(*spaces_given)
 
 
-@pytest.mark.parametrize("odd", [[2**40], [-3], [8.0], "8", {8: 1}, None, 8, [1] * 1_000_000], ids=lambda odd: str(odd)[:20])
+@pytest.mark.parametrize("odd", [[2**40], [-3], [8.5], "8", {8: 1}, None, 8, [1] * 1_000_000], ids=lambda odd: str(odd)[:20])
 def test_a_critic_that_a_file_does_not_hold_is_refused(odd):
     policy = ActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), (8,))
     with pytest.raises(FileFormatError, match="checkpoint describes"):
         actor_critic_from({**policy.architecture, "critic_hidden_dims": odd}, policy.state_dict())
 
 
-def test_a_file_of_before_critics_had_sizes_of_their_own_is_read():
+def test_a_file_that_names_the_critics_sizes_as_well_is_read():
     policy = ActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), (8, 4))
-    found = actor_critic_from(policy.actor.architecture, policy.state_dict())
+    found = actor_critic_from({**policy.architecture, "critic_hidden_dims": [8, 4]}, policy.state_dict())
     assert [layer.in_features for layer in found.critic.linear] == [3, 8, 4]

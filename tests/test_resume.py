@@ -20,13 +20,14 @@ import toy_envs  # noqa: F401 - registers the environments
 import il_based_rl.experiment.run
 from benchmarks.reliability import first_difference
 from il_based_rl import train, train_ppo
+from il_based_rl.__main__ import main
 from il_based_rl.agent import BCAgent
 from il_based_rl.collect import collect_demos
-from il_based_rl.config import BCConfig, PPOConfig, TrainConfig, TrainPPOConfig
+from il_based_rl.config import GONE, BCConfig, PPOConfig, TrainConfig, TrainPPOConfig
 from il_based_rl.envs import InProcessEnvs, WorkerEnvs
 from il_based_rl.errors import FileWriteError, Terminated, TimeIsUp
 from il_based_rl.experiment.run import TIME_FIELDS, Run
-from il_based_rl.files import read_checkpoint, read_rows
+from il_based_rl.files import read_checkpoint, read_rows, write_checkpoint
 from il_based_rl.flat_parameters import FlatAdam
 from il_based_rl.ppo_agent import PPOAgent
 from il_based_rl.rollout import EpisodePlayers
@@ -58,12 +59,10 @@ RUNS = {
     "four Pendulums in workers": replace(
         PENDULUM, **FOUR, vectorization="async", ppo=replace(SHORT, lr_schedule="linear", target_kl=0.005)
     ),
-    "Pendulum, a critic of its own size": replace(
+    "Pendulum, small first steps": replace(
         PENDULUM,
-        critic_hidden_dims=(12, 6),
         activation="relu",
         initial_log_std=-0.5,
-        ppo=replace(SMALL, clip_schedule="linear", value_clip_range=0.2, recompute_advantages=True),
     ),
     "CartPole in a worker, plain numbers": replace(
         CARTPOLE, vectorization="async", ppo=replace(SMALL, normalize_obs=False, normalize_reward=False, entropy_coef=0.01)
@@ -650,3 +649,24 @@ def test_the_comparison_notices_whatever_differs(straight, tmp_path):
     assert "environments" in payload_with(lambda payload: payload["training"]["environments"]["lengths"].add_(1))
     assert "best_eval_reward" in payload_with(lambda payload: payload["run"].update(best_eval_reward=0.5))
     assert payload_with(lambda payload: payload["run"].update(wall_seconds=0.5)) is None
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_setting_that_is_gone_is_left_out_where_it_did_nothing_and_refused_where_it_did(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_ppo.train_ppo(replace(PENDULUM, total_timesteps=ROLLOUT))
+    payload = read_checkpoint("a.pt")
+    settings = payload["run"]["settings"]
+    of_before = {"critic_hidden_dims": settings}.get(name, settings["ppo"])
+    resume = ["train-ppo", "--resume", "a.pt", "--total-timesteps", str(2 * ROLLOUT)]
+    payload["training"]["config"][name] = of_before[name] = "odd"
+    write_checkpoint("a.pt", payload)
+    assert PPOAgent.load("a.pt").env_steps == ROLLOUT  # it acts, whatever it was trained with
+    with pytest.raises(SystemExit) as leaving:
+        main(resume)
+    assert leaving.value.code == 2
+    assert f"the run was begun with {name} 'odd', which is gone" in " ".join(capsys.readouterr().err.split())
+    of_before[name] = GONE[name]
+    write_checkpoint("a.pt", payload)
+    main(resume)
+    assert PPOAgent.load("a.pt").env_steps == 2 * ROLLOUT

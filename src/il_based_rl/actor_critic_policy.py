@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from il_based_rl.config import Activation
 from il_based_rl.errors import FileFormatError
 from il_based_rl.networks import MLP
-from il_based_rl.policy import MLPPolicy, arguments_from, numbers_stored, require_layers
-from il_based_rl.spaces import ObservationCodec
+from il_based_rl.policy import MLPPolicy, arguments_from
 
 
 class ActorCriticPolicy(nn.Module):
@@ -26,9 +25,8 @@ class ActorCriticPolicy(nn.Module):
     Args:
         observation_space: Box, Discrete, or a Dict or Tuple of these.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
-        hidden_dims: Hidden layer sizes of the actor, and of the critic unless it has its own.
+        hidden_dims: Hidden layer sizes of the actor, and of the critic.
         activation: Between the layers.
-        critic_hidden_dims: Hidden layer sizes of the critic; None takes the actor's.
         initial_log_std: Where the log standard deviation starts; 0 is half the range of a bounded action.
         generator: Source of the initial weights; None draws them from a generator of its own.
 
@@ -43,7 +41,6 @@ class ActorCriticPolicy(nn.Module):
         hidden_dims: Sequence[int] = (64, 64),
         *,
         activation: Activation = "tanh",
-        critic_hidden_dims: Sequence[int] | None = None,
         initial_log_std: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -52,15 +49,14 @@ class ActorCriticPolicy(nn.Module):
             generator = torch.Generator()
             generator.seed()
         self.actor = MLPPolicy(observation_space, action_space, hidden_dims, activation=activation, generator=generator)
-        critic_hidden_dims = hidden_dims if critic_hidden_dims is None else critic_hidden_dims
-        self.critic = MLP([self.actor.codec.size, *critic_hidden_dims, 1], activation, last_gain=1.0, generator=generator)
+        self.critic = MLP([self.actor.codec.size, *hidden_dims, 1], activation, last_gain=1.0, generator=generator)
         log_std = torch.full((self.actor.head.num_outputs,), float(initial_log_std))
         self.log_std = nn.Parameter(log_std) if self.actor.head.continuous else None
 
     @property
     def architecture(self) -> dict[str, Any]:
         """Everything needed to build this policy again, as plain values; `actor_critic_from` does."""
-        return {**self.actor.architecture, "critic_hidden_dims": self.critic.hidden_dims}
+        return self.actor.architecture
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -100,9 +96,7 @@ class ActorCriticPolicy(nn.Module):
 def actor_critic_from(architecture: Any, parameters: Any) -> ActorCriticPolicy:
     """Build the policy that a file describes, its parameters yet to be loaded; arguments and errors as in `arguments_from`."""
     arguments = arguments_from(architecture, parameters)
-    critic_hidden_dims = architecture.get("critic_hidden_dims", arguments["hidden_dims"])  # files of before have no such entry
-    if not isinstance(critic_hidden_dims, list | tuple):
-        raise FileFormatError(f"the checkpoint describes a critic of {critic_hidden_dims!r:.50}; it is damaged")
-    inputs = ObservationCodec(arguments["observation_space"]).size
-    require_layers(inputs, tuple(critic_hidden_dims), 1, numbers_stored(parameters))
-    return ActorCriticPolicy(**arguments, critic_hidden_dims=critic_hidden_dims)
+    own = list(arguments["hidden_dims"])
+    if (critic := architecture.get("critic_hidden_dims", own)) != own:  # an entry that files of before have
+        raise FileFormatError(f"the checkpoint describes a critic of {critic!r:.50}, unlike its actor of {own}; it is damaged")
+    return ActorCriticPolicy(**arguments)

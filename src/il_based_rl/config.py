@@ -61,6 +61,10 @@ def require_types(settings: object) -> None:
             raise ConfigError(f"the setting {name} is a {type(value).__name__}, which it cannot be")
 
 
+GONE = {"clip_schedule": "constant", "value_clip_range": None, "recompute_advantages": False, "critic_hidden_dims": None}
+"""Settings that files of before may name, as they brought nothing (docs/returns.md); each with what is left of it."""
+
+
 def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
     """Build settings again from what `dataclasses.asdict` made of them; a file may hold anything in their place.
 
@@ -68,6 +72,9 @@ def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
         ConfigError, KeyError, TypeError, AttributeError: It is none of this kind's.
     """
     kinds, values = get_type_hints(kind), dict(plain)
+    for name in GONE.keys() & values.keys():
+        if (value := values.pop(name)) != GONE[name]:
+            raise ConfigError(f"the run was begun with {name} {value!r:.50}, which is gone; start afresh without --resume")
     for name, value in values.items():
         if is_dataclass(kinds[name]):
             values[name] = from_plain(kinds[name], value)
@@ -147,12 +154,6 @@ class PPOConfig:
     """Largest norm of a minibatch's gradient; longer ones are scaled down to it."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """Whether the learning rate stays, or falls linearly towards 0, update by update."""
-    clip_schedule: Literal["constant", "linear"] = "constant"
-    """The same for the clip range."""
-    value_clip_range: float | None = None
-    """How far an update may move a value and gain by it, in scaled rewards; None sets no limit."""
-    recompute_advantages: bool = False
-    """Judge the rollout anew before each epoch but the first, by the critic of then."""
     target_kl: float | None = None
     """Stop an update's epochs once a minibatch's approximate KL divergence (nats) passes 1.5 times this."""
     normalize_obs: bool = True
@@ -170,9 +171,8 @@ class PPOConfig:
         for name in ("entropy_coef", "value_coef"):
             value = getattr(self, name)
             _require(value >= 0.0 and math.isfinite(value), name, value, "0 or more")
-        for name in ("target_kl", "value_clip_range"):
-            if getattr(self, name) is not None:
-                _require_positive(self, name)
+        if self.target_kl is not None:
+            _require_positive(self, "target_kl")
 
 
 def _require_rollout(ppo: PPOConfig, num_envs: int) -> None:
@@ -200,9 +200,7 @@ class TrainPPOConfig:
     num_envs: int = 1
     """Environments stepped side by side; a rollout has n-steps of each."""
     hidden_dims: tuple[int, ...] = (64, 64)
-    """Hidden layer sizes of the actor, and of the critic unless it has its own."""
-    critic_hidden_dims: tuple[int, ...] | None = None
-    """Hidden layer sizes of the critic; None takes the actor's."""
+    """Hidden layer sizes of the actor, and of the critic."""
     activation: Activation = "tanh"
     """Between the layers."""
     initial_log_std: float = 0.0
@@ -242,7 +240,6 @@ class TrainPPOConfig:
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes", "env_timeout")
         _require_time(self.max_time)
         _require_widths("hidden_dims", self.hidden_dims)
-        _require_widths("critic_hidden_dims", self.critic_hidden_dims)
         _require(-20.0 <= self.initial_log_std <= 2.0, "initial_log_std", self.initial_log_std, "between -20 and 2")
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)

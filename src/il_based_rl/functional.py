@@ -237,51 +237,10 @@ def ppo_clip_grads(
     return surrogate, (loss, approx_kl, clip_fraction)
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
-    """Mean squared error of values, which gains nothing by moving them far.
-
-        loss = mean(max((values - returns)^2, (clip(values, old_values - clip_range, old_values + clip_range) - returns)^2))
-
-    Args:
-        values: Shape (B,).
-        old_values: Of the same observations, before the update. Shape (B,).
-        returns: Targets. Shape (B,).
-        clip_range: Above 0, in the values' unit; None is the plain mean squared error.
-
-    Source:
-        Engstrom et al. (2020), "Implementation matters in deep policy gradients", section 3, https://arxiv.org/abs/2005.12729.
-        It is the larger of the two errors that counts: by the smaller one, a value that has left the range on the wrong side
-        would have no gradient to come back by.
-
-    Example:
-        A value that is right, but was moved further than 0.2, counts as if it had stopped there:
-
-        >>> one, none = torch.ones(1), torch.zeros(1)
-        >>> round(clipped_value_loss(one, none, one, clip_range=0.2).item(), 6)
-        0.64
-    """
-    errors = (values - returns).square()
-    if clip_range is None:
-        return errors.mean()
-    clipped = torch.clamp(values, old_values - clip_range, old_values + clip_range)
-    return torch.max(errors, (clipped - returns).square()).mean()
-
-
-def clipped_value_grads(
-    values: np.ndarray, old_values: np.ndarray, returns: np.ndarray, clip_range: float | None
-) -> tuple[np.ndarray, float]:
-    """`clipped_value_loss` in closed form: its gradient by the values, shape (B,), and the loss.
-
-    gradient = 2 (values - returns) / B   where the values' own error is the larger one, else 0
-    """
+def value_grads(values: np.ndarray, returns: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the gradient of the mean squared error by the values, shape (B,), and the error itself."""
     rows, errors = len(values), values - returns
-    if clip_range is None:
-        loss = float(np.dot(errors, errors)) / rows
-    else:
-        clipped = np.minimum(np.maximum(values, old_values - clip_range), old_values + clip_range) - returns
-        own, others = errors * errors, clipped * clipped
-        loss = float(np.add.reduce(np.maximum(own, others))) / rows
-        errors *= own >= others
+    loss = float(np.dot(errors, errors)) / rows
     errors *= 2.0 / rows
     return errors, loss
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy, actor_critic_from
 from il_based_rl.buffer import RolloutBatch, RolloutBuffer
-from il_based_rl.config import PPOConfig, require_types
+from il_based_rl.config import GONE, PPOConfig, require_types
 from il_based_rl.envs import Envs, as_envs
 from il_based_rl.errors import FileFormatError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
@@ -114,7 +114,7 @@ class PPOAgent:
             hidden_dims: See `ActorCriticPolicy`.
             seed: See `PPOAgent`.
             device: See `PPOAgent`.
-            **shape: Further arguments of `ActorCriticPolicy`: `activation`, `critic_hidden_dims`, `initial_log_std`.
+            **shape: Further arguments of `ActorCriticPolicy`: `activation`, `initial_log_std`.
         """
         seed = fresh_seed() if seed is None else seed
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
@@ -157,7 +157,7 @@ class PPOAgent:
                 self.reward_scaler.update(buffer.flat(sums))
             batch = self._batch(buffer, rollouts.features)
             self._remaining = 1.0 - self.env_steps / total_timesteps
-            metrics = self.update(batch, lambda: self._batch(buffer, rollouts.features))
+            metrics = self.update(batch)
             if config.normalize_obs:
                 actor.normalizer.update(buffer.flat(buffer.features))
             self.env_steps += buffer.rewards.size
@@ -186,32 +186,27 @@ class PPOAgent:
         valid = buffer.valid.ravel()
         return RolloutBatch(*(columns if valid.all() else [column[valid] for column in columns]))
 
-    def update(self, batch: RolloutBatch, judge_again: Callable[[], RolloutBatch] | None = None) -> dict[str, float]:
+    def update(self, batch: RolloutBatch) -> dict[str, float]:
         """Improve the policy on one rollout: some epochs of minibatches.
 
         Args:
             batch: The rollout, as the policy judged it that acted.
-            judge_again: Returns the same rollout as the policy judges it now, for `recompute_advantages` (Andrychowicz et al.
-                2021, section 3.5, https://arxiv.org/abs/2006.05990).
 
         Returns:
             Means over the minibatches of `policy_loss` (clipped surrogate), `value_loss` (the critic's mean squared error, in
             raw reward units squared), `entropy` and `approx_kl` (nats) and `clip_fraction`; and of the whole rollout
-            `explained_variance` (of the critic before the update), `action_std`, `learning_rate` and `clip_range`.
+            `explained_variance` (of the critic before the update), `action_std` and `learning_rate`.
 
         Raises:
             TrainingDivergedError: The parameters are no longer finite.
         """
         config, rule = self.config, self._update_rule()
         self.optimizer.lr = config.lr * (self._remaining if config.lr_schedule == "linear" else 1.0)
-        clip_range = config.clip_range * (self._remaining if config.clip_schedule == "linear" else 1.0)
         sums: Any = 0.0  # an array or a tensor of the measures, as the path has it
         minibatches, stop, prepared = 0, False, rule.prepared(batch)
-        for epoch in range(config.n_epochs):
-            if epoch > 0 and config.recompute_advantages and judge_again is not None:
-                prepared = rule.prepared(replace(judge_again(), log_probs=batch.log_probs))
+        for _ in range(config.n_epochs):
             for minibatch in prepared.minibatches(config.batch_size, self._random["minibatch order"]):
-                measures = rule.differentiate(minibatch, config, clip_range)
+                measures = rule.differentiate(minibatch, config)
                 if config.target_kl is not None and float(measures[APPROX_KL]) > 1.5 * config.target_kl:
                     stop = True
                     break
@@ -230,7 +225,7 @@ class PPOAgent:
         metrics["explained_variance"] = explained_variance(batch.values, batch.returns)
         if self.policy.log_std is not None:
             metrics["action_std"] = float(self.policy.log_std.detach().exp().mean())
-        return metrics | {"learning_rate": self.optimizer.lr, "clip_range": clip_range}
+        return metrics | {"learning_rate": self.optimizer.lr}
 
     def _update_rule(self) -> ReferenceUpdate | FusedUpdate:
         """Choose the fast path where it models this policy."""
@@ -338,7 +333,7 @@ class PPOAgent:
         try:
             training = payload["training"]
             load_parameters(policy, payload["parameters"])
-            config = PPOConfig(**training["config"])
+            config = PPOConfig(**{name: value for name, value in training["config"].items() if name not in GONE})
             require_types(config)
             require_counts(training, "seed", "env_steps", "gradient_steps")
             agent = cls(policy, config, seed=training["seed"], device=device)

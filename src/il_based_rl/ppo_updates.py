@@ -15,7 +15,7 @@ from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.buffer import RolloutBatch
 from il_based_rl.config import PPOConfig
 from il_based_rl.flat_parameters import FlatParameters
-from il_based_rl.functional import clipped_value_grads, clipped_value_loss, ppo_clip_grads, ppo_clip_loss
+from il_based_rl.functional import ppo_clip_grads, ppo_clip_loss, value_grads
 from il_based_rl.fused_mlp import numpy_grad, side_by_side
 from il_based_rl.heads import to_tensor
 
@@ -46,12 +46,12 @@ class ReferenceUpdate:
         """Return the batch as this path reads it."""
         return batch.to(self._device)
 
-    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig, clip_range: float) -> Any:
+    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig) -> Any:
         """Write the loss's gradient; return the measures, shape (5,)."""
         with torch.enable_grad():
             log_probs, entropy, values = self._policy.evaluate_actions(minibatch.normalized, minibatch.raw_actions)
-            policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, minibatch.advantages, clip_range)
-            value_loss = clipped_value_loss(values, minibatch.values, minibatch.returns, config.value_clip_range)
+            policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, minibatch.advantages, config.clip_range)
+            value_loss = (values - minibatch.returns).square().mean()
             loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         self._flat.grad.zero_()
         loss.backward()
@@ -83,13 +83,13 @@ class FusedUpdate:
         """Return the batch as this path reads it."""
         return batch
 
-    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig, clip_range: float) -> Any:
+    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig) -> Any:
         """Write the loss's gradient; return the measures, shape (5,)."""
         head, log_std, inputs = self._head, self._log_std, minibatch.normalized
         outputs, values = self._networks.forward(inputs)
         log_probs, entropy, kept = head.score(outputs, log_std, minibatch.raw_actions)
         weights, (policy_loss, approx_kl, clip_fraction) = ppo_clip_grads(
-            log_probs, minibatch.log_probs, minibatch.advantages, clip_range
+            log_probs, minibatch.log_probs, minibatch.advantages, config.clip_range
         )
         output_grads, log_std_grads = head.score_grads(kept, weights)
         if config.entropy_coef > 0.0:
@@ -100,9 +100,7 @@ class FusedUpdate:
                 log_std_grads -= config.entropy_coef * entropy_by_log_std
         if self._log_std_grad is not None and log_std_grads is not None:
             self._log_std_grad[:] = log_std_grads
-        value_grads, value_loss = clipped_value_grads(
-            values[:, 0], minibatch.values, minibatch.returns, config.value_clip_range
-        )
-        value_grads *= config.value_coef
-        self._networks.backward(inputs, [output_grads, value_grads[:, None]])
+        error_grads, value_loss = value_grads(values[:, 0], minibatch.returns)
+        error_grads *= config.value_coef
+        self._networks.backward(inputs, [output_grads, error_grads[:, None]])
         return np.array([policy_loss, value_loss, entropy, approx_kl, clip_fraction])

@@ -43,6 +43,15 @@ PRESETS = {
         },
         "2,872 (two seeds)",
     ),
+    "BipedalWalker-v3": Preset(
+        {
+            "total_timesteps": (1_000_000, "walks from half of it on; then it walks more surely"),
+            **_MANY,
+            **_CALMER,
+            **_ANNEALED,
+        },
+        "303",
+    ),
     "CartPole-v1": Preset(
         {
             "total_timesteps": (50_000, "balances from half of it on; the rest makes it steady"),

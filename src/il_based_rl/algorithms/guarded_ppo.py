@@ -94,13 +94,7 @@ class GuardedPPO:
         """Begin with a clone, which is copied, and a new critic; or with an expert's actor and its `critic`."""
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
         spaces: tuple[gym.Space[Any], gym.Space[Any]] = (clone.observation_space, clone.action_space)
-        policy = ActorCriticPolicy(
-            *spaces,
-            clone.hidden_dims,
-            activation=clone.activation,
-            critic_hidden_dims=None if critic is None else critic.hidden_dims,
-            generator=weights,
-        )
+        policy = ActorCriticPolicy(*spaces, clone.hidden_dims, activation=clone.activation, generator=weights)
         policy.actor.load_state_dict(clone.state_dict())
         if critic is not None:
             policy.critic.load_state_dict(critic.state_dict())

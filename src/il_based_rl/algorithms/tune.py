@@ -56,8 +56,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "batch_size": (64, 128, 256),
     "entropy_coef": (0.0, 0.001, 0.01),
     "lr_schedule": ("constant", "linear"),
-    "clip_schedule": ("constant", "linear"),
-    "recompute_advantages": (False, True),
     "initial_log_std": (0.0, -0.5, -1.0),
 }
 _RATES = (1e-4, 2e-3)
