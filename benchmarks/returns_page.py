@@ -75,7 +75,11 @@ def write_page(
             theirs.setdefault(row["task"], []).append(row)
     DOCS.mkdir(exist_ok=True)
     compared, gone = (
-        [(task, change, ours[task], found) for task, change, command in each if (found := _rows_of(rows, command))]
+        [
+            (task, change, ours[task], found)
+            for task, change, command in each
+            if task in ours and (found := _rows_of(rows, command))
+        ]
         for each in (changes, former)
     )
     page = "\n".join([*_page(ours, theirs, commands), *_changes(compared, gone), *_search(searched)])
@@ -127,7 +131,7 @@ def _changes(compared: Compared, gone: Compared) -> list[str]:
         "",
         *_table_of_changes(compared),
         "",
-        "These settings were not shown to be better on any task, and are gone; the rows are of the version before:",
+        "These settings were not shown to be better where they were tried, and are gone; the rows are of the version before:",
         "",
         *_table_of_changes(gone),
     ]

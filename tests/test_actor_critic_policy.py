@@ -135,7 +135,9 @@ def test_other_kinds_of_spaces_are_refused(spaces_given):
         ActorCriticPolicy(*spaces_given)
 
 
-@pytest.mark.parametrize("odd", [[2**40], [-3], [8.5], "8", {8: 1}, None, 8, [1] * 1_000_000], ids=lambda odd: str(odd)[:20])
+@pytest.mark.parametrize(
+    "odd", [[2**40], [-3], [8.5], [torch.ones(2)], "8", {8: 1}, None, 8, [1] * 1_000_000], ids=lambda odd: str(odd)[:20]
+)
 def test_a_critic_that_a_file_does_not_hold_is_refused(odd):
     policy = ActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), (8,))
     with pytest.raises(FileFormatError, match="checkpoint describes"):

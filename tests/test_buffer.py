@@ -22,7 +22,6 @@ def labelled_batch(size, as_arrays=True):
         log_probs=label * 100,
         advantages=label * 1000,
         returns=-label,
-        values=label * 3,
     )
     return batch if as_arrays else batch.to(torch.device("cpu"))
 

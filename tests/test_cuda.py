@@ -17,7 +17,6 @@ from il_based_rl.config import BCConfig, PPOConfig
 from il_based_rl.evaluate import evaluate_policy
 from il_based_rl.experiment.hardware import numerics
 from il_based_rl.files import read_checkpoint, read_rows
-from il_based_rl.policy import MLPPolicy
 from il_based_rl.ppo_agent import PPOAgent
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
@@ -59,7 +58,7 @@ def test_an_update_on_a_gpu_is_the_cpus(action_space):
         measured.append(agent.update(copy.deepcopy(batch)))
         ends.append(vector_of(agent.policy).cpu())
     assert distance(*ends, vector_of(policy)) < 1e-3
-    assert measured[0] == pytest.approx(measured[1], rel=1e-4, abs=1e-3)
+    assert measured[0] == pytest.approx(measured[1], rel=1e-3, abs=1e-5)
 
 
 @EVERY_KIND
@@ -89,8 +88,9 @@ def test_every_loss_of_continuous_actions_runs_on_a_gpu(loss):
 
 def test_an_expert_of_a_gpu_acts_and_goes_on_elsewhere():
     ran(f"{TRAIN_PPO} --save-path a.pt")
-    payload = read_checkpoint("a.pt")
-    assert {tensor.device.type for tensor in tensors_in(payload)} == {"cpu"}
+    there = PPOAgent.load("a.pt", device="cuda")
+    assert {tensor.device.type for tensor in there.policy.parameters()} == {"cuda"}
+    assert {tensor.device.type for tensor in tensors_in(there.payload())} == {"cpu"}
     expert = PPOAgent.load("a.pt")
     assert expert.device.type == "cpu"
     assert np.isfinite(evaluate_policy(expert, ENV, 2, seed=0).returns).all()
@@ -123,9 +123,8 @@ def test_students_are_cloned_improved_and_relabelled_on_a_gpu():
     dagger = f"dagger --env-id {ENV} --expert e.pt --device cuda --rounds 2 --round-steps 400 --epochs 2 --hidden-dims 16"
     ran(f"{dagger} --seed 0 --save-path g.pt --quiet")
     for path, kind in [("s.pt", BCAgent), ("f.pt", PPOAgent), ("g.pt", BCAgent)]:
-        assert {tensor.device.type for tensor in tensors_in(read_checkpoint(path))} == {"cpu"}
+        assert {tensor.device.type for tensor in tensors_in(kind.load(path, device="cuda").payload())} == {"cpu"}
         assert np.isfinite(evaluate_policy(kind.load(path), ENV, 2, seed=0).returns).all()
     ran("finetune --resume f.pt --device cuda --total-timesteps 6144 --demo-path d.npz --quiet")
     assert PPOAgent.load("f.pt").env_steps == 6144
-    assert isinstance(PPOAgent.load("f.pt").policy.actor, MLPPolicy)
     assert read_rows("f/metrics.jsonl")

@@ -15,7 +15,7 @@ from torch import nn
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.flat_parameters import FlatAdam, FlatParameters
-from il_based_rl.fused_mlp import StackedMLP, reason_against, side_by_side
+from il_based_rl.fused_mlp import StackedMLP, reason_against
 from il_based_rl.heads.gaussian import GaussianHead
 from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy
@@ -374,6 +374,10 @@ OTHER_FUNCTIONS = {
     "a forward of its own": lambda p: setattr(p.critic, "forward", lambda x: 2.0 * MLP.forward(p.critic, x)),
     "a shared trunk": lambda p: set_critic_layer(p, 0, p.actor.network.layers[0]),
     "a shared weight": lambda p: setattr(p.critic.layers[1], "weight", p.actor.network.layers[1].weight),
+    "a critic of another activation": lambda p: set_critic(p, critic_of([3, 8, 8, 1], "relu")),
+    "a wider critic": lambda p: set_critic(p, critic_of([3, 16, 16, 1])),
+    "a deeper critic": lambda p: set_critic(p, critic_of([3, 8, 8, 8, 1])),
+    "a shallower critic": lambda p: set_critic(p, critic_of([3, 8, 1])),
 }
 
 
@@ -382,36 +386,6 @@ def test_a_policy_that_computes_something_else_is_refused(what):
     policy = policy_of()
     OTHER_FUNCTIONS[what](policy)
     assert reason_against(policy, CPU) is not None
-
-
-OTHER_CRITICS = {
-    "of another activation": lambda: critic_of([3, 8, 8, 1], "relu"),
-    "wider": lambda: critic_of([3, 16, 16, 1]),
-    "deeper": lambda: critic_of([3, 8, 8, 8, 1]),
-    "shallower": lambda: critic_of([3, 8, 1]),
-    "linear": lambda: critic_of([3, 1]),
-}
-
-
-@pytest.mark.parametrize("what", OTHER_CRITICS)
-def test_a_critic_of_another_shape_is_computed_beside_the_actor(what):
-    policy = policy_of()
-    set_critic(policy, OTHER_CRITICS[what]())
-    assert reason_against(policy, CPU) is None
-    flat = FlatParameters.of(policy.double())
-    random, networks = np.random.default_rng(0), [policy.actor.network, policy.critic]
-    x, grads = random.normal(size=(7, 3)), [random.normal(size=(7, width)) for width in (3, 1)]
-    outputs = [network(torch.from_numpy(x)) for network in networks]
-    for output, grad in zip(outputs, grads, strict=True):
-        output.backward(torch.from_numpy(grad))
-    wanted = flat.grad.clone()
-    flat.grad.fill_(7.0)
-    both = side_by_side(networks)
-    for output, found in zip(outputs, both.forward(x), strict=True):
-        np.testing.assert_allclose(found, output.detach().numpy(), rtol=1e-12)
-    both.backward(x, grads)
-    flat.grad[flat.places([policy.log_std])] = 0.0
-    torch.testing.assert_close(flat.grad, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_a_policy_that_judges_actions_in_its_own_way_is_refused():

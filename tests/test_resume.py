@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -657,16 +658,22 @@ def test_a_setting_that_is_gone_is_left_out_where_it_did_nothing_and_refused_whe
     train_ppo.train_ppo(replace(PENDULUM, total_timesteps=ROLLOUT))
     payload = read_checkpoint("a.pt")
     settings = payload["run"]["settings"]
-    of_before = {"critic_hidden_dims": settings}.get(name, settings["ppo"])
+    of_before = [settings] if name == "critic_hidden_dims" else [settings["ppo"], payload["training"]["config"]]
     resume = ["train-ppo", "--resume", "a.pt", "--total-timesteps", str(2 * ROLLOUT)]
-    payload["training"]["config"][name] = of_before[name] = "odd"
+    for each in of_before:
+        each[name] = [12, 6]
+    if name == "critic_hidden_dims":
+        payload["architecture"][name] = [12, 6]
     write_checkpoint("a.pt", payload)
-    assert PPOAgent.load("a.pt").env_steps == ROLLOUT  # it acts, whatever it was trained with
-    with pytest.raises(SystemExit) as leaving:
-        main(resume)
-    assert leaving.value.code == 2
-    assert f"the run was begun with {name} 'odd', which is gone" in " ".join(capsys.readouterr().err.split())
-    of_before[name] = GONE[name]
+    for command in (resume, ["evaluate", "--env-id", "Pendulum-v1", "--checkpoint", "a.pt", "--num-episodes", "2"]):
+        with pytest.raises(SystemExit) as leaving:
+            main(command)
+        assert leaving.value.code == 2
+        assert re.search(r"\[12, 6\].*, which is gone; install the version", " ".join(capsys.readouterr().err.split()))
+    for each in of_before:
+        each[name] = GONE[name]
+    if name == "critic_hidden_dims":
+        payload["architecture"][name] = [8]
     write_checkpoint("a.pt", payload)
     main(resume)
     assert PPOAgent.load("a.pt").env_steps == 2 * ROLLOUT

@@ -16,7 +16,7 @@ from il_based_rl.__main__ import main
 from il_based_rl.algorithms import tune as module
 from il_based_rl.algorithms.tune import flags_of, tune
 from il_based_rl.config import TrainPPOConfig, TuneConfig
-from il_based_rl.errors import EnvironmentFaultError, FileFormatError, LockedError, TrainingDivergedError
+from il_based_rl.errors import EnvironmentFaultError, FileFormatError, LockedError, ResumeError, TrainingDivergedError
 from il_based_rl.files import exclusive
 
 TINY = {"env_id": "tuning/Aim-v0", "total_timesteps": 2048, "eval_episodes": 2, "confirm_seeds": 0, "workers": 1, "quiet": True}
@@ -297,3 +297,13 @@ def test_settings_that_make_no_sense_are_refused(flags, capsys):
     code, error = failing(capsys, flags)
     assert code == 2
     assert flags.split()[0] in error
+
+
+def test_a_search_of_settings_that_are_gone_is_refused_and_stays_as_it_is(quick):
+    tune(config(trials=2))
+    former = optuna.distributions.CategoricalDistribution(["constant", "linear"])
+    trial = optuna.create_trial(params={"clip_schedule": "linear"}, distributions={"clip_schedule": former}, value=1.0)
+    kept().add_trial(trial)
+    with pytest.raises(ResumeError, match=r"search\.db searched clip_schedule too, which is gone; choose another --save-path"):
+        tune(config(trials=4))
+    assert len(kept().trials) == 3

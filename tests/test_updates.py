@@ -86,7 +86,6 @@ def batch_for(policy, size, clip_range, clipped_share, seed):
         log_probs=(log_probs - np.log(ratios)).astype(dtype),
         advantages=random.normal(size=size).astype(dtype),
         returns=(3.0 * random.normal(size=size)).astype(dtype),
-        values=random.normal(size=size).astype(dtype),
     )
 
 

@@ -97,6 +97,10 @@ def actor_critic_from(architecture: Any, parameters: Any) -> ActorCriticPolicy:
     """Build the policy that a file describes, its parameters yet to be loaded; arguments and errors as in `arguments_from`."""
     arguments = arguments_from(architecture, parameters)
     own = list(arguments["hidden_dims"])
-    if (critic := architecture.get("critic_hidden_dims", own)) != own:  # an entry that files of before have
-        raise FileFormatError(f"the checkpoint describes a critic of {critic!r:.50}, unlike its actor of {own}; it is damaged")
+    critic = architecture.get("critic_hidden_dims", own)  # an entry that files of before have
+    if repr(critic) != repr(own):
+        raise FileFormatError(
+            f"the checkpoint describes a critic of {critic!r:.50} beside an actor of {own}, which is gone; "
+            "install the version of il_based_rl that wrote it"
+        )
     return ActorCriticPolicy(**arguments)

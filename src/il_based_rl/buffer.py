@@ -31,8 +31,6 @@ class RolloutBatch:
     """Shape (B,), in the scaled reward's unit."""
     returns: Array
     """Targets of the critic. Shape (B,), in the scaled reward's unit."""
-    values: Array
-    """What the critic said of the observations before it learned from them. Shape (B,), in the scaled reward's unit."""
 
     def __len__(self) -> int:
         return len(self.advantages)

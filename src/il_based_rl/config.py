@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
 
-from il_based_rl.errors import ConfigError
+from il_based_rl.errors import ConfigError, FileFormatError
 
 Settings = TypeVar("Settings")
 Activation = Literal["tanh", "relu"]
@@ -41,10 +41,10 @@ def _require_positive(settings: object, *names: str) -> None:
         _require(value > 0 and math.isfinite(value), name, value, "above 0 and finite")
 
 
-def _require_widths(name: str, hidden_dims: tuple[int, ...] | None) -> None:
+def _require_widths(hidden_dims: tuple[int, ...] | None) -> None:
     for width in hidden_dims or ():
         expected = f"whole numbers above 0 and at most {MAX_WIDTH}"
-        _require(0 < width <= MAX_WIDTH, name, " ".join(map(str, hidden_dims or ())), expected)
+        _require(0 < width <= MAX_WIDTH, "hidden_dims", " ".join(map(str, hidden_dims or ())), expected)
 
 
 def _require_file(name: str, path: str) -> None:
@@ -65,6 +65,15 @@ GONE = {"clip_schedule": "constant", "value_clip_range": None, "recompute_advant
 """Settings that files of before may name, as they brought nothing (docs/returns.md); each with what is left of it."""
 
 
+def require_none_gone(settings: Any, path: object) -> None:
+    """Raise FileFormatError if what a file was trained with, a setting that is gone, did something."""
+    for name, left in GONE.items():
+        if isinstance(settings, Mapping) and repr(found := settings.get(name, left)) != repr(left):
+            raise FileFormatError(
+                f"{path} was trained with {name} {found!r:.50}, which is gone; install the version of il_based_rl that wrote it"
+            )
+
+
 def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
     """Build settings again from what `dataclasses.asdict` made of them; a file may hold anything in their place.
 
@@ -72,9 +81,8 @@ def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
         ConfigError, KeyError, TypeError, AttributeError: It is none of this kind's.
     """
     kinds, values = get_type_hints(kind), dict(plain)
-    for name in GONE.keys() & values.keys():
-        if (value := values.pop(name)) != GONE[name]:
-            raise ConfigError(f"the run was begun with {name} {value!r:.50}, which is gone; start afresh without --resume")
+    require_none_gone(values, "the run")
+    values = {name: value for name, value in values.items() if name not in GONE}
     for name, value in values.items():
         if is_dataclass(kinds[name]):
             values[name] = from_plain(kinds[name], value)
@@ -239,7 +247,7 @@ class TrainPPOConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes", "env_timeout")
         _require_time(self.max_time)
-        _require_widths("hidden_dims", self.hidden_dims)
+        _require_widths(self.hidden_dims)
         _require(-20.0 <= self.initial_log_std <= 2.0, "initial_log_std", self.initial_log_std, "between -20 and 2")
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
@@ -365,7 +373,7 @@ class TrainConfig:
         _require_positive(self, "eval_interval", "eval_episodes")
         if self.max_demos is not None:
             _require_positive(self, "max_demos")
-        _require_widths("hidden_dims", self.hidden_dims)
+        _require_widths(self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require_time(self.max_time)
@@ -394,7 +402,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_episodes")
-        _require_widths("hidden_dims", self.hidden_dims)
+        _require_widths(self.hidden_dims)
         _require_seed(self.seed)
 
 
@@ -599,7 +607,7 @@ class DaggerConfig:
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
         finite = self.stop_at is None or math.isfinite(self.stop_at)
         _require(finite, "stop_at", self.stop_at, "a finite number")
-        _require_widths("hidden_dims", self.hidden_dims)
+        _require_widths(self.hidden_dims)
         _require_time(self.max_time)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
@@ -635,7 +643,7 @@ class DemosNeededConfig:
         _require_positive(self, "num_seeds")
         _require(all(count > 0 for count in self.counts), "counts", " ".join(map(str, self.counts)), "whole numbers above 0")
         _require_episodes("eval_episodes", self.eval_episodes)
-        _require_widths("hidden_dims", self.hidden_dims)
+        _require_widths(self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require(Path(self.save_path).suffix == ".json", "save_path", self.save_path, "a path that ends in .json")

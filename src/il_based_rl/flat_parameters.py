@@ -198,23 +198,22 @@ class GroupedAdam(FlatAdam):
 
 
 def _in_order(networks: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Parameters layer by layer where the networks can be computed side by side, else network by network."""
-    if reason_against_perceptrons(networks) is not None or not equal_in_shape(networks):
+    """Parameters layer by layer where the networks can be stacked, else network by network."""
+    if reason_against_stacking(networks) is not None:
         return [parameter for network in networks for parameter in network.parameters()]
     layers = zip(*(network.linear for network in networks if isinstance(network, MLP)), strict=True)
     return [getattr(layer, name) for equal in layers for name in ("weight", "bias") for layer in equal]
 
 
-def equal_in_shape(networks: Sequence[Any]) -> bool:
-    """Whether perceptrons have the same hidden sizes and activation, so that they can be computed side by side."""
-    return len({(network.activation, *(layer.in_features for layer in network.linear)) for network in networks}) == 1
-
-
-def reason_against_perceptrons(networks: Sequence[nn.Module]) -> str | None:
-    """Say why networks are not plain perceptrons, each with parameters of its own; None where they are."""
+def reason_against_stacking(networks: Sequence[nn.Module]) -> str | None:
+    """Say why networks cannot be computed side by side; None where they can."""
+    shapes = set()
     for network in networks:
         if type(network) is not MLP or any(type(layer) is not nn.Linear or layer.bias is None for layer in network.layers):
             return "a network is no perceptron of linear layers with biases"
+        shapes.add((network.activation, *(layer.in_features for layer in network.linear)))
+    if len(shapes) > 1:
+        return "its networks differ in activation or layer sizes"
     parameters = [id(parameter) for network in networks for layer in network.children() for parameter in layer.parameters()]
     together = sum(1 for network in networks for layer in network.modules() if type(layer) is nn.Linear) * 2
     return None if len(set(parameters)) == together else "its networks share parameters"

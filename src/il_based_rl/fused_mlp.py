@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from il_based_rl.flat_parameters import equal_in_shape, reason_against_perceptrons
+from il_based_rl.flat_parameters import reason_against_stacking
 from il_based_rl.heads.bernoulli import BernoulliHead
 from il_based_rl.heads.categorical import CategoricalHead
 from il_based_rl.heads.gaussian import GaussianHead
@@ -85,27 +85,6 @@ class StackedMLP:
         return self._spaces[len(x)]
 
 
-class _OneByOne:
-    """Networks of different sizes, with the methods of `StackedMLP`."""
-
-    def __init__(self, networks: Sequence[MLP]) -> None:
-        self._parts = [StackedMLP([network]) for network in networks]
-
-    def forward(self, x: np.ndarray) -> list[np.ndarray]:
-        """See `StackedMLP`."""
-        return [part.forward(x)[0] for part in self._parts]
-
-    def backward(self, x: np.ndarray, output_grads: Sequence[np.ndarray]) -> None:
-        """See `StackedMLP`."""
-        for part, grad in zip(self._parts, output_grads, strict=True):
-            part.backward(x, [grad])
-
-
-def side_by_side(networks: Sequence[MLP]) -> StackedMLP | _OneByOne:
-    """Return networks of equal inputs as one computation; quickest where their hidden sizes are equal too."""
-    return StackedMLP(networks) if equal_in_shape(networks) else _OneByOne(networks)
-
-
 class _Workspace:
     """Arrays for minibatches of one size, so that no step allocates any."""
 
@@ -168,7 +147,7 @@ def reason_against(policy: Any, device: torch.device) -> str | None:
         head = getattr(part, "head", None)
         if head is not None and (type(head) not in _HEADS or not set(vars(head)).isdisjoint(dir(type(head)))):
             return f"it does not model {type(head).__qualname__}, as it stands here"
-    return reason_against_perceptrons(policy.networks)
+    return reason_against_stacking(policy.networks)
 
 
 def reason_against_forward(module: nn.Module) -> str | None:

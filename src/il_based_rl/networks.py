@@ -45,11 +45,6 @@ class MLP(nn.Module):
             nn.init.zeros_(layer.bias)
 
     @property
-    def hidden_dims(self) -> list[int]:
-        """Numbers of units in the hidden layers."""
-        return [layer.out_features for layer in self.linear[:-1]]
-
-    @property
     def linear(self) -> list[nn.Linear]:
         """The layers, from inputs to outputs."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]

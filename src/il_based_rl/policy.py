@@ -186,7 +186,7 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
     """
     try:
         activation, hidden_dims = architecture["activation"], tuple(architecture["hidden_dims"])
-        stored = numbers_stored(parameters)
+        stored = sum(tensor.numel() for tensor in parameters.values() if tensor.is_floating_point())
         plain = architecture["observation_space"], architecture["action_space"]
         if max(map(numbers_in, plain)) > stored:
             raise ValueError(f"spaces of more numbers than the {stored} that are stored; a network for them")
@@ -196,7 +196,11 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
     if activation not in ("tanh", "relu"):
         raise FileFormatError(f"the checkpoint describes a policy of {activation!r:.50} units; it is damaged")
-    require_layers(inputs, hidden_dims, outputs, stored)
+    if len(hidden_dims) > _MOST_LAYERS or not all(type(width) is int and width > 0 for width in hidden_dims):
+        raise FileFormatError(f"the checkpoint describes hidden layers of {hidden_dims[:9]} units; it is damaged")
+    weights = sum(a * b for a, b in itertools.pairwise([inputs, *hidden_dims, outputs]))
+    if weights > stored:
+        raise FileFormatError(f"the checkpoint describes {weights} weights and holds {stored} numbers; it is damaged")
     return {
         "observation_space": observation_space,
         "action_space": action_space,
@@ -206,20 +210,6 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
 
 
 _MOST_LAYERS = 100
-
-
-def numbers_stored(parameters: Mapping[str, Tensor]) -> int:
-    """Return how many numbers a file holds for networks to be made of."""
-    return sum(tensor.numel() for tensor in parameters.values() if tensor.is_floating_point())
-
-
-def require_layers(inputs: int, hidden_dims: tuple[Any, ...], outputs: int, stored: int) -> None:
-    """Raise FileFormatError unless hidden layers that a file describes can be, and be made of the numbers that it holds."""
-    if len(hidden_dims) > _MOST_LAYERS or not all(type(width) is int and width > 0 for width in hidden_dims):
-        raise FileFormatError(f"the checkpoint describes hidden layers of {hidden_dims[:9]} units; it is damaged")
-    weights = sum(a * b for a, b in itertools.pairwise([inputs, *hidden_dims, outputs]))
-    if weights > stored:
-        raise FileFormatError(f"the checkpoint describes {weights} weights and holds {stored} numbers; it is damaged")
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy, actor_critic_from
 from il_based_rl.buffer import RolloutBatch, RolloutBuffer
-from il_based_rl.config import GONE, PPOConfig, require_types
+from il_based_rl.config import GONE, PPOConfig, require_none_gone, require_types
 from il_based_rl.envs import Envs, as_envs
 from il_based_rl.errors import FileFormatError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
@@ -80,7 +80,7 @@ class PPOAgent:
         """Called for each minibatch once its gradient is written, to add that of a further loss to it."""
         self.reward_scaler = RewardScaler()
         self._remaining = 1.0
-        """Share of the training that is left, which the schedules follow."""
+        """Share of the training that is left, which the schedule of the learning rate follows."""
         self.env_steps = 0
         self.gradient_steps = 0
         self.resume_level: str | None = None
@@ -164,7 +164,7 @@ class PPOAgent:
             yield Progress(self.env_steps, metrics, episodes, rollout_steps=buffer.rewards.size)
 
     def _batch(self, buffer: RolloutBuffer, last_features: np.ndarray) -> RolloutBatch:
-        """Judge a whole rollout at once, by the policy as it is."""
+        """Judge a whole rollout at once, by the policy that acted."""
         config, rule = self.config, self._update_rule()
         steps, num_envs = buffer.rewards.shape
         joined = buffer.features.reshape(steps * num_envs, -1)
@@ -182,7 +182,7 @@ class PPOAgent:
             gae_lambda=config.gae_lambda,
         )
         columns = [np.array(each) for each in (normalized, raw_actions, log_probs)]  # copies, as the buffer is used again
-        columns += [each.ravel().astype(np.float32) for each in (advantages, advantages + values, values)]
+        columns += [each.ravel().astype(np.float32) for each in (advantages, advantages + values)]
         valid = buffer.valid.ravel()
         return RolloutBatch(*(columns if valid.all() else [column[valid] for column in columns]))
 
@@ -222,7 +222,7 @@ class PPOAgent:
         means = (sums / minibatches).tolist() if minibatches else [0.0] * len(MEASURES)
         metrics = dict(zip(MEASURES, means, strict=True))
         metrics["value_loss"] *= self.reward_scaler.scale**2 if config.normalize_reward else 1.0
-        metrics["explained_variance"] = explained_variance(batch.values, batch.returns)
+        metrics["explained_variance"] = explained_variance(batch.returns - batch.advantages, batch.returns)
         if self.policy.log_std is not None:
             metrics["action_std"] = float(self.policy.log_std.detach().exp().mean())
         return metrics | {"learning_rate": self.optimizer.lr}
@@ -330,8 +330,9 @@ class PPOAgent:
             raise FileFormatError(f"{path} holds a {payload.get('kind')} agent, not a PPO expert; load it with BCAgent.load")
         policy = actor_critic_from(payload.get("architecture"), payload.get("parameters"))
         require_hidden_dims(hidden_dims, policy.actor.hidden_dims, path)
+        training: Any = payload.get("training")
+        require_none_gone(training.get("config") if isinstance(training, dict) else None, path)
         try:
-            training = payload["training"]
             load_parameters(policy, payload["parameters"])
             config = PPOConfig(**{name: value for name, value in training["config"].items() if name not in GONE})
             require_types(config)

@@ -16,7 +16,7 @@ from il_based_rl.buffer import RolloutBatch
 from il_based_rl.config import PPOConfig
 from il_based_rl.flat_parameters import FlatParameters
 from il_based_rl.functional import ppo_clip_grads, ppo_clip_loss, value_grads
-from il_based_rl.fused_mlp import numpy_grad, side_by_side
+from il_based_rl.fused_mlp import StackedMLP, numpy_grad
 from il_based_rl.heads import to_tensor
 
 MEASURES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
@@ -65,7 +65,7 @@ class FusedUpdate:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self._policy = policy
         self._head = policy.actor.head
-        self._networks = side_by_side([policy.actor.network, policy.critic])
+        self._networks = StackedMLP([policy.actor.network, policy.critic])
         self._log_std = None if policy.log_std is None else policy.log_std.detach().numpy()
         self._log_std_grad = None if policy.log_std is None else numpy_grad(policy.log_std)
 

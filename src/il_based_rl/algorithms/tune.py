@@ -26,6 +26,7 @@ from il_based_rl.errors import (
     EnvironmentFaultError,
     FileFormatError,
     MissingExtraError,
+    ResumeError,
     Terminated,
     TrainingDivergedError,
     UserError,
@@ -258,6 +259,9 @@ def _study(config: TuneConfig) -> optuna.Study:
     study = optuna.create_study(storage=storage, study_name="il-rl tune", direction="maximize", load_if_exists=True)
     if "settings" in study.user_attrs:
         require_unchanged(Path(config.save_path), from_plain(TuneConfig, study.user_attrs["settings"]), config, _FIXED)
+        known = {"rollout", "lr", *_CHOICES}
+        if others := sorted({name for trial in study.trials for name in trial.params} - known):
+            raise ResumeError(f"{config.save_path} searched {', '.join(others)} too, which is gone; choose another --save-path")
     else:
         study.enqueue_trial({"rollout": "1 x 2048", **{name: _defaults()[name] for name in ("lr", *_CHOICES)}})
     study.set_user_attr("settings", asdict(config))
