@@ -1,7 +1,9 @@
 """Presets: what is kept is valid, is taken when asked for, and gives way to flags."""
 
+import numpy as np
 import pytest
 
+from benchmarks.returns import Task, command_of, read_rows
 from il_based_rl import pipeline, train_ppo
 from il_based_rl.__main__ import main
 from il_based_rl.config import PipelineConfig, PPOConfig, TrainPPOConfig
@@ -84,6 +86,16 @@ def test_they_are_listed_with_reasons_and_what_to_expect(capsys):
     assert "--gamma 0.999               the landing that is worth most comes hundreds of steps later" in printed
     main(["presets", "Hopper-v5"])
     assert "HalfCheetah" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("env_id", PRESETS)
+def test_the_return_to_expect_is_what_was_measured(env_id):
+    command = command_of(Task(env_id))
+    finals = [row["final"] for row in read_rows() if row["side"] == "ours" and row["settings"] == command]
+    number, _, reservation = PRESETS[env_id].expected.partition(" ")
+    digits = len(number.partition(".")[2])
+    assert float(number.replace(",", "")) == pytest.approx(np.mean(finals), abs=0.51 * 10**-digits)
+    assert bool(reservation) is (len(finals) < 10)
 
 
 def test_the_pipeline_takes_it_with_its_steps(monkeypatch):
