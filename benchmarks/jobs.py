@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 REQUIREMENTS = {
-    "sb3": ["torch==2.13.0", "stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0"],
+    "sb3": ["torch==2.13.0", "stable-baselines3==2.9.2", "gymnasium[box2d,mujoco]==1.4.0"],
     "sbx": ["torch==2.13.0", "sbx-rl==0.28.0", "gymnasium[mujoco]==1.4.0"],
     "imitation": ["torch==2.13.0", "imitation==1.0.1", "numpy<2"],
 }
