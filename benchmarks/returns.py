@@ -62,7 +62,7 @@ class Task:
 SEEDS = {"CartPole-v1": range(10, 20)}
 """Where they are not 0 to 9: of these two had been looked at with settings of before."""
 TASKS = [Task("Pendulum-v1", preset=False), *(Task(env_id, seeds=SEEDS.get(env_id, range(10))) for env_id in PRESETS)]
-_SMALL_TASKS = {"Pendulum-v1": range(10), "MountainCarContinuous-v0": range(10), "InvertedDoublePendulum-v5": range(5)}
+_SMALL_TASKS = ("Pendulum-v1", "MountainCarContinuous-v0", "InvertedDoublePendulum-v5")
 _ANY: list[dict[str, Any]] = [{"lr_schedule": "constant"}, {"activation": "relu"}, {"target_kl": 0.02}]
 _GONE: list[dict[str, Any]] = [
     {"clip_schedule": "linear"},
@@ -70,16 +70,13 @@ _GONE: list[dict[str, Any]] = [
     {"recompute_advantages": True},
     {"critic_hidden_dims": (128, 128)},
 ]
-_CHEETAH = partial(Task, "HalfCheetah-v5", seeds=range(5))
 CHANGES = [
-    *(_CHEETAH(changed=each) for each in [{"lr_schedule": "constant"}, {"initial_log_std": 0.0}]),
-    *(Task(env_id, seeds=seeds, changed=each) for env_id, seeds in _SMALL_TASKS.items() for each in _ANY),
+    Task("HalfCheetah-v5", seeds=range(5), changed={"lr_schedule": "constant"}),
+    Task("HalfCheetah-v5", seeds=range(5), changed={"initial_log_std": 0.0}),
+    *(Task(env_id, changed=each) for env_id in _SMALL_TASKS for each in _ANY),
 ]
 """What the settings bring, one at a time."""
-FORMER = [
-    _CHEETAH(changed=_GONE[2]),
-    *(Task(env_id, seeds=seeds, changed=each) for env_id, seeds in _SMALL_TASKS.items() for each in _GONE),
-]
+FORMER = [Task(env_id, changed=each) for env_id in _SMALL_TASKS for each in _GONE]
 """The same of settings that brought nothing, and are gone; their rows are of the version before."""
 
 PEER_SEEDS = range(3)
