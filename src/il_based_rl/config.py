@@ -78,6 +78,7 @@ def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
     """Build settings again from what `dataclasses.asdict` made of them; a file may hold anything in their place.
 
     Raises:
+        FileFormatError: It names a setting that is gone, and that did something.
         ConfigError, KeyError, TypeError, AttributeError: It is none of this kind's.
     """
     kinds, values = get_type_hints(kind), dict(plain)
