@@ -141,10 +141,10 @@ def test_other_kinds_of_spaces_are_refused(spaces_given):
 def test_a_critic_that_a_file_does_not_hold_is_refused(odd):
     policy = ActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), (8,))
     with pytest.raises(FileFormatError, match="checkpoint describes"):
-        actor_critic_from({**policy.architecture, "critic_hidden_dims": odd}, policy.state_dict())
+        actor_critic_from({**policy.actor.architecture, "critic_hidden_dims": odd}, policy.state_dict())
 
 
 def test_a_file_that_names_the_critics_sizes_as_well_is_read():
     policy = ActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), (8, 4))
-    found = actor_critic_from({**policy.architecture, "critic_hidden_dims": [8, 4]}, policy.state_dict())
+    found = actor_critic_from({**policy.actor.architecture, "critic_hidden_dims": [8, 4]}, policy.state_dict())
     assert [layer.in_features for layer in found.critic.linear] == [3, 8, 4]

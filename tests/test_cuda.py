@@ -100,19 +100,22 @@ def test_an_expert_of_a_gpu_acts_and_goes_on_elsewhere():
     assert torch.cuda.get_device_name("cuda") == numerics("cuda")["device"]
 
 
+def require_same_parameters(*paths):
+    one, other = (tensors_in(read_checkpoint(path)["parameters"]) for path in paths)
+    assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
 def test_the_same_seed_gives_the_same_numbers_on_a_gpu():
     for path in ("a.pt", "b.pt"):
         ran(f"{TRAIN_PPO} --save-path {path}")
-    a, b = (tensors_in(read_checkpoint(path)["parameters"]) for path in ("a.pt", "b.pt"))
-    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    require_same_parameters("a.pt", "b.pt")
 
 
 def test_a_run_that_is_stopped_and_resumed_on_a_gpu_is_the_one_that_was_not():
     ran(f"{TRAIN_PPO} --save-path whole.pt")
     ran(f"{TRAIN_PPO.replace('4096', '2048')} --save-path parts.pt")
     ran("train-ppo --resume parts.pt --device cuda --total-timesteps 4096 --quiet")
-    whole, parts = (tensors_in(read_checkpoint(path)["parameters"]) for path in ("whole.pt", "parts.pt"))
-    assert all(torch.equal(x, y) for x, y in zip(whole, parts, strict=True))
+    require_same_parameters("whole.pt", "parts.pt")
 
 
 def test_students_are_cloned_improved_and_relabelled_on_a_gpu():

@@ -54,11 +54,6 @@ class ActorCriticPolicy(nn.Module):
         self.log_std = nn.Parameter(log_std) if self.actor.head.continuous else None
 
     @property
-    def architecture(self) -> dict[str, Any]:
-        """Everything needed to build this policy again, as plain values; `actor_critic_from` does."""
-        return self.actor.architecture
-
-    @property
     def networks(self) -> list[nn.Module]:
         """The networks that learn: the actor's and the critic."""
         return [self.actor.network, self.critic]

@@ -283,7 +283,7 @@ class PPOAgent:
         return {
             "kind": KIND,
             "versions": package_versions(),
-            "architecture": self.policy.architecture,
+            "architecture": self.policy.actor.architecture,
             "parameters": copied(self.policy.state_dict()),
             "training": {
                 "config": asdict(self.config),
