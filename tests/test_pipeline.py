@@ -139,6 +139,14 @@ def test_the_command_writes_under_its_output_folder_and_returns_none():
     assert names_in("o/demos") == ["ppo_expert_demos.npz"]
 
 
+def test_demonstrations_may_be_disturbed():
+    flags = "--env-id toy/Gears-v0 --ppo-timesteps 1 --num-demo-episodes 2 --bc-epochs 1 --num-eval-episodes 2"
+    main([*flags.split(), "--action-noise", "0.3", "--no-video", "--quiet"])
+    demos = DemoDataset.load("demos/ppo_expert_demos.npz")
+    assert demos.metadata["action_noise"] == 0.3
+    assert not np.array_equal(demos.executed_actions, demos.actions)
+
+
 def test_a_wrong_environment_raises_a_named_error_from_python():
     with pytest.raises(UnknownEnvironmentError, match="Pendulum-v1"):
         run_pipeline("Pendulm-v1")

@@ -11,6 +11,8 @@ from il_based_rl.config import CollectConfig, check_collection
 from il_based_rl.errors import CollectionError, ConfigError
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.rollout import Episode, EpisodePlayers
 
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
 
 ATTEMPTS_PER_EPISODE = 10
 """Episodes played for each one wanted, before a collection with a minimum return gives up."""
+
+
+def require_noise_fits(action_noise: float, space: gym.Space[Any]) -> None:
+    """Raise ConfigError where what disturbs is no probability, and the actions are discrete."""
+    from gymnasium import spaces
+
+    if action_noise > 1.0 and not isinstance(space, spaces.Box):
+        raise ConfigError(f"--action-noise is a probability for discrete actions, at most 1, got {action_noise}")
 
 
 def collect_demos(
@@ -65,8 +75,6 @@ def collect_demos(
     Example:
         dataset = collect_demos("Pendulum-v1", agent=PPOAgent.load("checkpoints/ppo_agent.pt"), num_episodes=50, seed=0)
     """
-    from gymnasium import spaces
-
     from il_based_rl.interop import actor_from, disturbed
     from il_based_rl.rollout import Episode, EpisodePlayers
     from il_based_rl.seeding import generator, start_seeds
@@ -84,8 +92,7 @@ def collect_demos(
             deterministic=deterministic,
             random=generator(seed, "collection", 1),
         )
-        if action_noise > 1.0 and not isinstance(players.action_space, spaces.Box):
-            raise ConfigError(f"--action-noise is a probability for discrete actions, at most 1, got {action_noise}")
+        require_noise_fits(action_noise, players.action_space)
         noise = generator(seed, "collection", 2)
         playing = disturbed(actor, players.action_space, action_noise, noise) if action_noise else actor
         while len(kept) < num_episodes and attempts_left > 0:

@@ -291,9 +291,13 @@ class CollectConfig:
             raise ConfigError(f"--save-path {self.save_path} is the checkpoint that is read; choose another")
 
 
+def _require_noise(action_noise: float) -> None:
+    _require(action_noise >= 0.0 and math.isfinite(action_noise), "action_noise", action_noise, "0 or more")
+
+
 def check_collection(num_episodes: int, min_return: float | None, max_attempts: int | None, action_noise: float) -> None:
     """Raise ConfigError unless these settings of a collection fit together."""
-    _require(action_noise >= 0.0 and math.isfinite(action_noise), "action_noise", action_noise, "0 or more")
+    _require_noise(action_noise)
     _require(num_episodes > 0, "num_episodes", num_episodes, "above 0")
     _require(min_return is None or not math.isnan(min_return), "min_return", min_return, "a number")
     if max_attempts is not None:
@@ -701,6 +705,8 @@ class PipelineConfig:
     """Rounds in which the expert is then asked what to do where the student goes; 0 leaves that out."""
     finetune: int = 0
     """Environment steps that the last student is then fine-tuned for; 0 leaves that out."""
+    action_noise: float = 0.0
+    """Disturb what is executed in the demonstrations, see `il-rl collect`."""
     num_eval_episodes: int = 100
     """Episodes that each policy of the closing table plays, all from the same start states."""
     seed: int = 42
@@ -720,6 +726,7 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "ppo_timesteps", "num_demo_episodes", "bc_epochs")
+        _require_noise(self.action_noise)
         for name in ("dagger", "finetune"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require_episodes("num_eval_episodes", self.num_eval_episodes)

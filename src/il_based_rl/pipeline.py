@@ -58,14 +58,15 @@ def pipeline(config: PipelineConfig) -> Comparison:
         policies["DAgger student"] = folder / "checkpoints" / "dagger_student.pt"
     if config.finetune:
         policies["fine-tuned student"] = folder / "checkpoints" / "finetuned.pt"
-    _require_possible(config.env_id, [*policies.values(), demo_path, folder / PAGE])
+    _require_possible(config, [*policies.values(), demo_path, folder / PAGE])
     expert, demos, bc = str(policies["expert"]), str(demo_path), BCConfig(epochs=config.bc_epochs)
     told: dict[str, Any] = {"seed": config.seed, "quiet": config.quiet}
     played: dict[str, Any] = {"bounds": config.bounds}
     tracked = told | {"tracking": config.tracking}
     usual = with_preset(TrainPPOConfig(), config.env_id) if config.preset else TrainPPOConfig(config.env_id)
     train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **played, **tracked))
-    collect(CollectConfig(config.env_id, expert, num_episodes=config.num_demo_episodes, save_path=demos, **played, **told))
+    shown: dict[str, Any] = {"num_episodes": config.num_demo_episodes, "action_noise": config.action_noise}
+    collect(CollectConfig(config.env_id, expert, save_path=demos, **shown, **played, **told))
     train(TrainConfig(demos, save_path=str(policies["student"]), bc=bc, **tracked))
     last = policies["student"]
     if config.dagger:
@@ -83,15 +84,17 @@ def pipeline(config: PipelineConfig) -> Comparison:
     return comparison
 
 
-def _require_possible(env_id: str, paths: Sequence[Path]) -> None:
+def _require_possible(config: PipelineConfig, paths: Sequence[Path]) -> None:
     """Raise now whatever is known to be wrong with the environment or the places, before anything is trained."""
+    from il_based_rl.collect import require_noise_fits
     from il_based_rl.envs import make_players
     from il_based_rl.files import require_writable
     from il_based_rl.heads import action_head
 
-    (player,) = make_players(env_id, 1)
+    (player,) = make_players(config.env_id, 1)
     action_head(player.env.action_space)
     player.close()
+    require_noise_fits(config.action_noise, player.env.action_space)
     for path in paths:
         require_writable(path)
 
