@@ -140,7 +140,7 @@ def test_the_actors_rate_rises_and_the_weights_fall(clone):
     )
     rates = [progress.metrics["actor_lr"] for progress in updates(tuner, 6)]
     np.testing.assert_allclose(rates, [1e-4, 1.5e-4, 2e-4, 2e-4, 2e-4, 2e-4], rtol=1e-6)  # of the update that follows
-    assert tuner._kl_weight == pytest.approx(0.2 * 0.5**6)
+    assert tuner._anchor.weight == pytest.approx(0.2 * 0.5**6)
     assert tuner._bc_weight == pytest.approx(0.01 * 0.25**6)
 
 

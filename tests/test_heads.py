@@ -319,6 +319,19 @@ def test_entropies_and_their_gradients_in_closed_form_are_autograds(space):
 
 
 @pytest.mark.parametrize("space", KINDS, ids=str)
+def test_divergences_and_their_gradients_in_closed_form_are_autograds(space):
+    head, outputs, log_std, _ = scored_head(space)
+    others = outputs + np.random.default_rng(2).normal(size=outputs.shape)
+    outputs_leaf, log_std_leaf = leaf(outputs), leaf(log_std)
+    expected = head.divergence(outputs_leaf, torch.from_numpy(others), log_std_leaf)
+    expected.backward()
+    divergence, output_grads = head.divergence_grads(outputs, others, log_std)
+    assert divergence == pytest.approx(expected.item(), rel=1e-10)
+    np.testing.assert_allclose(output_grads, outputs_leaf.grad.numpy(), rtol=1e-9, atol=1e-12)
+    assert log_std is None or log_std_leaf.grad is None  # which is not drawn back
+
+
+@pytest.mark.parametrize("space", KINDS, ids=str)
 def test_cloning_losses_and_their_gradients_in_closed_form_are_autograds(space):
     head, outputs, _, raw = scored_head(space)
     outputs_leaf = leaf(outputs)

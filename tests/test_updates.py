@@ -26,7 +26,7 @@ from il_based_rl.fused_mlp import reason_against
 from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy
 from il_based_rl.ppo_agent import PPOAgent
-from il_based_rl.ppo_updates import FusedUpdate, ReferenceUpdate
+from il_based_rl.ppo_updates import Anchor, FusedUpdate, ReferenceUpdate
 from il_based_rl.spaces import space_to_plain
 
 CPU = torch.device("cpu")
@@ -133,11 +133,14 @@ def test_a_rollout_is_judged_by_the_statistics_of_the_policy(space, rule):
     clipped_share=st.sampled_from([0.0, 0.5, 1.0]),
     entropy_coef=st.sampled_from([0.0, 0.01, 0.3]),
     value_coef=st.sampled_from([0.0, 0.5, 2.0]),
+    drawn_back=st.sampled_from([None, 0.0, 0.5]),
 )
 def test_the_gradient_of_ppos_whole_loss_is_autograds(
-    action_space, network, size, clip_range, clipped_share, entropy_coef, value_coef
+    action_space, network, size, clip_range, clipped_share, entropy_coef, value_coef, drawn_back
 ):
     policy = policy_of(action_space, network).double()
+    other = policy_of(action_space, (*network[:-1], network[-1] + 1)).double().actor.network.requires_grad_(False)
+    anchors = [None, None] if drawn_back is None else [Anchor(other, drawn_back), Anchor(other, drawn_back)]
     batch = batch_for(policy, size, clip_range, clipped_share, network[-1])
     config = PPOConfig(entropy_coef=entropy_coef, value_coef=value_coef, clip_range=clip_range)
     assert reason_against(policy.float(), CPU) is None  # that it is double is the only reason against it
@@ -145,14 +148,16 @@ def test_the_gradient_of_ppos_whole_loss_is_autograds(
     others = [] if policy.log_std is None else [policy.log_std]
     flat = FlatParameters([policy.actor.network, policy.critic], others)
     reference, fused = ReferenceUpdate(policy, flat, CPU), FusedUpdate(policy)
-    wanted_measures = reference.differentiate(reference.prepared(batch), config)
+    wanted_measures = reference.differentiate(reference.prepared(batch), config, anchors[0])
     wanted = flat.grad.clone()
     flat.grad.fill_(7.0)  # what was there must not matter
-    measures = fused.differentiate(fused.prepared(batch), config)
+    measures = fused.differentiate(fused.prepared(batch), config, anchors[1])
     # 1e-5 is promised; the largest relative difference of 2,000 random cases was 3.4e-15.
     assert relative(flat.grad, wanted) < 1e-9
     np.testing.assert_allclose(measures, wanted_measures.numpy(), rtol=1e-6, atol=1e-9)
     assert abs(measures[-1] - clipped_share) <= (0.0 if clipped_share != 0.5 else 0.5)
+    if drawn_back is not None:
+        assert anchors[1].divergences == pytest.approx(anchors[0].divergences, rel=1e-9, abs=1e-12)
 
 
 @settings(max_examples=100, deadline=None)

@@ -180,7 +180,7 @@ class GroupedAdam(FlatAdam):
 
     def __init__(self, flat: FlatParameters, lr: float, groups: Sequence[Sequence[nn.Parameter]], eps: float = 1e-8) -> None:
         super().__init__(flat, lr, eps)
-        self._places = [flat.places(group) for group in groups]
+        self._marks = [torch.zeros_like(flat.vector.data).index_fill_(0, flat.places(group), 1.0) for group in groups]
         self.shares = [1.0] * len(groups)
         """Of the learning rate, by group; a group with 0 keeps still, and its gradients are forgotten."""
 
@@ -188,13 +188,14 @@ class GroupedAdam(FlatAdam):
         """Scale each group's gradient down to a norm of `max_grad_norm` if it is longer, and take one step."""
         grad, vector = self._flat.grad, self._flat.vector.data
         before = vector.clone()
-        for places, share in zip(self._places, self.shares, strict=True):
-            part = grad[places]
-            grad[places] = part * (max_grad_norm / (part.norm() + 1e-6)).clamp(max=1.0) if share else torch.zeros_like(part)
+        scales, shares = torch.zeros_like(grad), torch.zeros_like(grad)
+        for mark, share in zip(self._marks, self.shares, strict=True):
+            if share:
+                scales.add_(mark, alpha=min(1.0, max_grad_norm / (float((grad * mark).norm()) + 1e-6)))
+                shares.add_(mark, alpha=share)
+        grad *= scales
         super().step()
-        for places, share in zip(self._places, self.shares, strict=True):
-            if share != 1.0:
-                vector[places] = before[places] + share * (vector[places] - before[places])
+        torch.lerp(before, vector, shares, out=vector)  # exactly what it was for 0, and Adam's own step for 1
 
 
 def _in_order(networks: Sequence[nn.Module]) -> list[nn.Parameter]:

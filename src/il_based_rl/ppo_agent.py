@@ -22,7 +22,7 @@ from il_based_rl.functional import discounted_sums, explained_variance
 from il_based_rl.fused_mlp import reason_against
 from il_based_rl.networks import RewardScaler
 from il_based_rl.policy import copied, load_parameters, require_counts, require_hidden_dims, require_spaces
-from il_based_rl.ppo_updates import APPROX_KL, MEASURES, FusedUpdate, ReferenceUpdate
+from il_based_rl.ppo_updates import APPROX_KL, MEASURES, Anchor, FusedUpdate, ReferenceUpdate
 from il_based_rl.rollout import FinishedEpisode, Rollouts, RolloutState, from_plain, to_plain
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, start_seeds, torch_seed
 
@@ -76,7 +76,9 @@ class PPOAgent:
         self.device = torch.device(device)
         self.flat = FlatParameters.of(policy)
         self.optimizer = FlatAdam(self.flat, lr=self.config.lr, eps=1e-5)
-        self.penalty: Callable[[RolloutBatch], object] | None = None
+        self.anchor: Anchor | None = None
+        """What the actor is drawn back to."""
+        self.penalty: Callable[[], object] | None = None
         """Called for each minibatch once its gradient is written, to add that of a further loss to it."""
         self.reward_scaler = RewardScaler()
         self._remaining = 1.0
@@ -206,12 +208,12 @@ class PPOAgent:
         minibatches, stop, prepared = 0, False, rule.prepared(batch)
         for _ in range(config.n_epochs):
             for minibatch in prepared.minibatches(config.batch_size, self._random["minibatch order"]):
-                measures = rule.differentiate(minibatch, config)
+                measures = rule.differentiate(minibatch, config, self.anchor)
                 if config.target_kl is not None and float(measures[APPROX_KL]) > 1.5 * config.target_kl:
                     stop = True
                     break
                 if self.penalty is not None:
-                    self.penalty(minibatch)
+                    self.penalty()
                 self.optimizer.step(config.max_grad_norm)
                 sums = sums + measures
                 minibatches += 1

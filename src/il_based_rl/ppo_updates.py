@@ -6,10 +6,12 @@ Both read the same batch and write the same gradient vector. `measures` are alwa
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.buffer import RolloutBatch
@@ -18,9 +20,22 @@ from il_based_rl.flat_parameters import FlatParameters
 from il_based_rl.functional import ppo_clip_grads, ppo_clip_loss, value_grads
 from il_based_rl.fused_mlp import StackedMLP, numpy_grad
 from il_based_rl.heads import to_tensor
+from il_based_rl.networks import MLP
 
 MEASURES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 APPROX_KL = MEASURES.index("approx_kl")
+
+
+@dataclass
+class Anchor:
+    """A fixed policy that the actor is drawn back to on the states that it visits."""
+
+    network: MLP
+    """That of its outputs, for features standardised as the actor's are."""
+    weight: float = 0.0
+    """Of the divergence from it in the loss."""
+    divergences: list[float] = field(default_factory=list)
+    """Of each minibatch since this was cleared, in nats."""
 
 
 class ReferenceUpdate:
@@ -46,17 +61,26 @@ class ReferenceUpdate:
         """Return the batch as this path reads it."""
         return batch.to(self._device)
 
-    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig) -> Any:
+    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig, anchor: Anchor | None = None) -> Any:
         """Write the loss's gradient; return the measures, shape (5,)."""
         with torch.enable_grad():
             log_probs, entropy, values = self._policy.evaluate_actions(minibatch.normalized, minibatch.raw_actions)
             policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, minibatch.advantages, config.clip_range)
             value_loss = (values - minibatch.returns).square().mean()
             loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+            if anchor is not None:
+                loss = loss + anchor.weight * self._divergence(minibatch.normalized, anchor)
         self._flat.grad.zero_()
         loss.backward()
         parts = [policy_loss, value_loss, entropy, measures["approx_kl"], measures["clip_fraction"]]
         return torch.stack(parts).detach()
+
+    def _divergence(self, inputs: Any, anchor: Anchor) -> Tensor:
+        """Return the actor's mean divergence from a fixed policy, a scalar."""
+        actor = self._policy.actor
+        divergence = actor.head.divergence(actor.network(inputs), anchor.network(inputs), self._policy.log_std)
+        anchor.divergences.append(float(divergence.detach()))
+        return divergence
 
 
 class FusedUpdate:
@@ -83,7 +107,7 @@ class FusedUpdate:
         """Return the batch as this path reads it."""
         return batch
 
-    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig) -> Any:
+    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig, anchor: Anchor | None = None) -> Any:
         """Write the loss's gradient; return the measures, shape (5,)."""
         head, log_std, inputs = self._head, self._log_std, minibatch.normalized
         outputs, values = self._networks.forward(inputs)
@@ -98,6 +122,10 @@ class FusedUpdate:
                 output_grads -= config.entropy_coef * entropy_by_outputs
             if entropy_by_log_std is not None and log_std_grads is not None:
                 log_std_grads -= config.entropy_coef * entropy_by_log_std
+        if anchor is not None:
+            divergence, by_outputs = head.divergence_grads(outputs, anchor.network.as_numpy()(inputs), log_std)
+            output_grads += anchor.weight * by_outputs
+            anchor.divergences.append(divergence)
         if self._log_std_grad is not None and log_std_grads is not None:
             self._log_std_grad[:] = log_std_grads
         error_grads, value_loss = value_grads(values[:, 0], minibatch.returns)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy
-from il_based_rl.buffer import RolloutBatch
 from il_based_rl.config import GuardConfig, PPOConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.envs import Envs
@@ -26,6 +25,7 @@ from il_based_rl.interop import actor_from, disturbed
 from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy, copied, load_parameters, require_counts
 from il_based_rl.ppo_agent import PPOAgent, Progress
+from il_based_rl.ppo_updates import Anchor
 from il_based_rl.rollout import Actor, EpisodePlayers, Teacher
 from il_based_rl.seeding import generator, generator_state, restore_generator, torch_seed
 from il_based_rl.statistics import Estimate, difference
@@ -61,10 +61,10 @@ class GuardedPPO:
         self._optimizer = GroupedAdam(agent.flat, agent.config.lr, [inner, list(policy.critic.parameters())], eps=1e-5)
         self._optimizer.load_state_dict(state)
         agent.optimizer, agent.penalty = self._optimizer, self._penalty
-        self._anchor = copy.deepcopy(anchor).to(agent.device).requires_grad_(False)
+        self._clone = copy.deepcopy(anchor).to(agent.device).requires_grad_(False)
+        self._anchor = Anchor(self._clone.network)
         self._demos = None if demos is None else self._prepared(demos)
         self._draws = generator(agent.seed, "minibatch order", 1)
-        self._divergences: list[float] = []
         self.warming, self.rollouts, self.updates = guard.warmup_rollouts > 0, 0, 0
         """Whether the actor is still; rollouts so far; updates of the actor so far."""
         self.below = 0
@@ -142,7 +142,7 @@ class GuardedPPO:
         payload = self.agent.payload()
         state = {
             "learner": payload["parameters"],
-            "anchor": copied(self._anchor.state_dict()),
+            "anchor": copied(self._clone.state_dict()),
             "warming": self.warming,
             "rollouts": self.rollouts,
             "updates": self.updates,
@@ -166,9 +166,9 @@ class GuardedPPO:
             facts = {"actor_moves": float(moved), "actor_lr": self._optimizer.shares[0] * self.agent.config.lr}
             if (log_std := self.agent.policy.log_std) is not None:
                 facts["action_std"] = float(log_std.detach().exp().mean())
-            if self._divergences:
-                facts["divergence_from_clone"] = float(np.mean(self._divergences))
-                self._divergences.clear()
+            if divergences := self._anchor.divergences:
+                facts["divergence_from_clone"] = float(np.mean(divergences))
+                divergences.clear()
             yield replace(progress, metrics=progress.metrics | facts)
 
     def _advance(self, explained_variance: float) -> None:
@@ -187,7 +187,8 @@ class GuardedPPO:
         rise = min(1.0, (self.updates + 1) / max(guard.actor_rampup, 1))
         share = 0.0 if self.warming else guard.actor_lr / self.agent.config.lr * rise / self.caution
         self._optimizer.shares = [share, 1.0]
-        self._kl_weight = guard.kl_coef * guard.kl_decay**self.updates * self.caution
+        self._anchor.weight = guard.kl_coef * guard.kl_decay**self.updates * self.caution
+        self.agent.anchor = None if self.warming else self._anchor
         self._bc_weight = guard.bc_coef * guard.bc_decay**self.updates
 
     def _bound_std(self) -> None:
@@ -195,25 +196,16 @@ class GuardedPPO:
         if log_std is not None:
             log_std.data.clamp_(math.log(self.guard.min_action_std), math.log(self.guard.max_action_std))
 
-    def _penalty(self, minibatch: RolloutBatch) -> None:
-        """Add the gradients that draw the actor back to the clone and to the demonstrations."""
-        policy = self.agent.policy
-        actor, head = policy.actor, policy.actor.head
+    def _penalty(self) -> None:
+        """Add the gradient that draws the actor back to the demonstrations; keep the standard deviation in its bounds."""
         self._bound_std()
-        if self.warming:
+        if self.warming or self._demos is None or self._bc_weight == 0.0:
             return
+        policy, (shown, raw) = self.agent.policy, self._demos
+        drawn = torch.from_numpy(self._draws.integers(len(shown), size=_DEMO_BATCH)).to(shown.device)
         with torch.enable_grad():
-            inputs = minibatch.normalized
-            normalized = inputs if isinstance(inputs, Tensor) else to_tensor(inputs, self.agent.device)
-            divergence = head.divergence(actor.network(normalized), self._anchor.network(normalized), policy.log_std)
-            loss = self._kl_weight * divergence
-            if self._demos is not None and self._bc_weight > 0.0:
-                shown, raw = self._demos
-                drawn = torch.from_numpy(self._draws.integers(len(shown), size=_DEMO_BATCH)).to(shown.device)
-                log_probs = head.log_prob(actor.network(shown[drawn]), policy.log_std, raw[drawn])
-                loss = loss - self._bc_weight * log_probs.mean()
-        loss.backward()
-        self._divergences.append(float(divergence.detach()))
+            log_probs = policy.actor.head.log_prob(policy.actor.network(shown[drawn]), policy.log_std, raw[drawn])
+            (-self._bc_weight * log_probs.mean()).backward()
 
     def _prepared(self, demos: DemoDataset) -> tuple[Tensor, Tensor]:
         """Return standardised features and raw actions of demonstrations, as tensors."""
@@ -263,7 +255,7 @@ class GuardedPPO:
         learner = copied(policy.state_dict())
         policy.load_state_dict(self.best)
         best = play()
-        policy.actor.load_state_dict(self._anchor.state_dict())
+        policy.actor.load_state_dict(self._clone.state_dict())
         clone = play()
         margin = difference(best, clone, random, paired=True)
         if margin.high < 0.0:

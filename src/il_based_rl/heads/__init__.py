@@ -79,6 +79,9 @@ class ActionHead(Protocol):
     ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
         """The mean entropy, and its gradients as `entropy_grads` gives them, where no action is scored."""
 
+    def divergence_grads(self, outputs: np.ndarray, others: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray]:
+        """The divergence, as `divergence`, and its gradient by the outputs."""
+
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """The loss, as `cloning_loss`, and its gradient by the outputs."""
 

@@ -93,6 +93,12 @@ class BernoulliHead:
         _, entropy, kept = self.score(outputs, log_std, self.mode(outputs))
         return entropy, *self.entropy_grads(kept)
 
+    def divergence_grads(self, outputs: np.ndarray, others: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray]:
+        """See `ActionHead`."""
+        likely, distance, rows = _sigmoid(outputs), outputs - others, len(outputs)
+        divergence = float((likely * distance + _softplus(others) - _softplus(outputs)).sum()) / rows
+        return divergence, likely * (1.0 - likely) * distance / rows
+
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """See `ActionHead`."""
         loss = float((_softplus(outputs) - raw * outputs).sum()) / len(raw)

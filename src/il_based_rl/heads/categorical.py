@@ -105,6 +105,15 @@ class CategoricalHead:
         _, entropy, kept = self.score(outputs, log_std, self.mode(outputs))
         return entropy, *self.entropy_grads(kept)
 
+    def divergence_grads(self, outputs: np.ndarray, others: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray]:
+        """See `ActionHead`."""
+        ours = self._log_softmax(outputs)
+        likely, ratios = np.exp(ours), ours - self._log_softmax(others)
+        parts = likely * ratios
+        divergences = np.add.reduceat(parts, self._offsets, axis=-1)
+        grads = parts - likely * np.repeat(divergences, self._choices, axis=-1)
+        return float(divergences.sum()) / len(outputs), grads / len(outputs)
+
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """See `ActionHead`."""
         log_probs, places = self._log_softmax(outputs), self._places(raw)

@@ -153,6 +153,13 @@ class GaussianHead:
         entropy = float(np.add.reduce(log_std)) + 0.5 * (1.0 + LOG_TWO_PI) * self.num_actions
         return entropy, None, np.ones_like(log_std)
 
+    def divergence_grads(self, outputs: np.ndarray, others: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray]:
+        """See `ActionHead`."""
+        assert log_std is not None
+        distance, precision = outputs - others, np.exp(-2.0 * log_std)
+        scaled = distance * (precision / len(outputs))
+        return 0.5 * float(np.vdot(distance, scaled)), scaled
+
     def cloning_grads(self, outputs: np.ndarray, raw: np.ndarray) -> tuple[float, np.ndarray]:
         """See `ActionHead`."""
         error = outputs - raw
