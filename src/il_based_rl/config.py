@@ -458,7 +458,7 @@ class GuardConfig:
     """Updates over which the actor's learning rate rises to that."""
     action_std: float | None = None
     """Standard deviation of continuous actions at the start, in units of half their range; None tries which is the largest that
-    leaves the clone a tenth of what it is above a random policy."""
+    leaves the clone half of what it is above a random policy."""
     min_action_std: float = 0.05
     """Least standard deviation."""
     max_action_std: float = 1.0
@@ -473,7 +473,7 @@ class GuardConfig:
     """What that weight is multiplied by after each update."""
     gate: bool = True
     """Go back to the best policy, with half the rate and twice the divergence's weight, from one that is clearly worse."""
-    gate_patience: int = 2
+    gate_patience: int = 5
     """Evaluations in a row that must be clearly below the clone's for that; what is saved is the best policy all the time."""
 
     def __post_init__(self) -> None:
@@ -493,7 +493,7 @@ class GuardConfig:
 
 
 def _ppo_of_a_clone() -> PPOConfig:
-    return PPOConfig(lr=1e-3, normalize_obs=False)
+    return PPOConfig(lr=1e-3, lr_schedule="linear", normalize_obs=False)
 
 
 @dataclass(frozen=True)
