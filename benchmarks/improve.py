@@ -1,30 +1,34 @@
 """What do fine-tuning and DAgger bring, and does fine-tuning never fall behind its clone? `python -m benchmarks.improve`.
 
-For each task an expert is trained, and for each seed a clone that is imperfect on purpose, from few and subsampled
-demonstrations. From the same clone go on: fine-tuning behind guard rails; the same with one of them removed; plain PPO that
-takes the clone's weights (naive); and, with the same number of steps, plain PPO from scratch. DAgger is compared with cloning
-from as many of the expert's labels, and fine-tuned on. All are judged from start states that nothing was chosen by.
+For each task the zoo has an expert, and for each seed there is a clone that is imperfect on purpose: from few demonstrations,
+with cloning ended once it is halfway from a random policy to the expert. From the same clone go on: fine-tuning behind guard
+rails; the same with one of them removed; plain PPO that takes the clone's weights (naive); and, with the same number of steps,
+plain PPO from scratch. DAgger is compared with cloning from as many of the expert's labels, and fine-tuned on. All are judged
+from start states that nothing was chosen by.
 
 Rows are appended to `benchmarks/results/improve.jsonl`, and runs that have one are left out, so that an interrupted benchmark
-goes on where it was. `docs/improve_measured.md` is written from the file; experts and DAgger's students are kept under
-`.benchmarks/improve/`.
+goes on where it was; a row remembers the expert, and those of another one count no more. `docs/improve_measured.md` is written
+from the file; clones and DAgger's students are kept under `.benchmarks/improve/`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.improve_page import write_page
+from benchmarks.improve_page import ARMS, TAUGHT, write_page
+from benchmarks.zoo import ZOO, name_of
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / ".benchmarks" / "improve"
@@ -33,7 +37,8 @@ SEEDS = range(10, 15)
 """Others than those that the defaults were chosen by, 0 to 2."""
 POINTS, EPISODES = 10, 100
 """Evaluations of each run, and the start states of each."""
-ARMS = ("fine-tuned", "naive", "scratch")
+HALFWAY = 0.5
+"""Of the way from a random policy to the expert, where cloning ends."""
 WITHOUT: dict[str, dict[str, Any]] = {
     "without warm-up": {"warmup_rollouts": 0},
     "without a deviation tried out": {"action_std": 0.7},
@@ -43,14 +48,16 @@ WITHOUT: dict[str, dict[str, Any]] = {
 }
 """Guard rails removed, one at a time."""
 ABLATED = ("pendulum", "lander")
-ROUNDS, ROUND_STEPS = 15, 2_000
-"""Of DAgger: 2,000 steps of the expert's, then 28,000 of the student's."""
-CLONED_EPOCHS = 240
-"""Of the clone from as many labels: it sees as many examples as DAgger's student in all its rounds together."""
-AFTER_STEPS, GATE_STEPS = 300_000, 10_000
-"""Of fine-tuning after DAgger, and from one gate to the next in it, as the command has by default."""
-AFTER: dict[str, Any] = {"actor_lr": 1e-4, "lr_schedule": "linear"}
-"""What differs from the defaults in it, chosen on seed 0: a student that is as good as its expert is changed with more care."""
+LABELS = (1_000, 2_000, 3_000)
+"""Of the expert, after which DAgger's student is compared with a clone from as many."""
+ROUND_STEPS, ROUND_EPOCHS = 250, 60
+"""Of DAgger: in the first round the expert acts."""
+NOISE = 0.1
+"""Of disturbed demonstrations, as `collect --action-noise`; what is recorded is clean."""
+GATE_STEPS, AFTER_STEPS = 10_000, 300_000
+"""From one gate to the next at most, as the command has by default; of fine-tuning after DAgger."""
+AFTER: dict[str, Any] = {"actor_lr": 1e-4}
+"""Guard rails that differ from the defaults in it: a student that is as good as its expert is changed with more care."""
 
 
 @dataclass(frozen=True)
@@ -58,66 +65,70 @@ class Task:
     """What an expert, a clone and its improvement are given."""
 
     env_id: str
-    steps: int
+    steps: int = 200_000
     """Of every arm."""
-    episodes: int
-    """Demonstrated, of which every `stride`-th transition is kept."""
-    stride: int
-    epochs: int
+    episodes: int = 4
+    """Demonstrated to the clone."""
+    epochs: int = 100
+    """Of cloning, at most."""
+    noise: float = 0.0
+    """What disturbs them."""
     num_envs: int = 4
-    n_steps: int = 512
+    n_steps: int = 500
     gamma: float = 0.99
     gae_lambda: float = 0.95
 
 
 TASKS = {
-    "lander": Task("LunarLanderContinuous-v3", 150_000, 3, 2, 45, num_envs=8, n_steps=256, gamma=0.999, gae_lambda=0.98),
-    "hopper": Task("Hopper-v5", 200_000, 4, 1, 60),
-    "pendulum": Task("InvertedDoublePendulum-v5", 50_000, 6, 1, 150),
-    "cheetah": Task("HalfCheetah-v5", 300_000, 2, 1, 100),
-    "walker": Task("Walker2d-v5", 300_000, 4, 1, 60),
+    "lander": Task("LunarLanderContinuous-v3", 150_000, episodes=5, num_envs=8, n_steps=250, gamma=0.999, gae_lambda=0.98),
+    "hopper": Task("Hopper-v5", num_envs=16, n_steps=125),
+    "pendulum": Task("InvertedDoublePendulum-v5", 50_000, episodes=6, noise=NOISE),
+    "cheetah": Task("HalfCheetah-v5", 300_000, episodes=2),
+    "walker": Task("Walker2d-v5"),
 }
-FINE_TUNED, ASKED = ("lander", "hopper", "pendulum", "cheetah"), ("hopper", "walker")
+FINE_TUNED, ASKED = ("lander", "hopper", "pendulum", "cheetah"), ("hopper", "walker", "pendulum")
 """Tasks of the two questions."""
 
 
 def expert_of(task: Task) -> Path:
-    """Return the task's expert, trained by its preset where it is missing."""
-    from il_based_rl.train_ppo import main
-
-    path = KEPT / f"{task.env_id}.pt"
-    if not path.exists():
-        flags = f"--env-id {task.env_id} --preset --seed 1000 --vectorization sync --quiet"
-        main([*flags.split(), "--save-path", str(path)])
-    return path
+    """Return the task's expert."""
+    return ZOO / f"{name_of(task.env_id)}.pt"
 
 
-def clone_of(task: Task, seed: int) -> Any:
-    """Return a student from few and subsampled demonstrations."""
+def fingerprint_of(task: Task) -> str:
+    """Return what tells the task's expert from others."""
+    return hashlib.sha256(expert_of(task).read_bytes()).hexdigest()[:12]
+
+
+def clone_of(task: Task, seed: int) -> Path:
+    """Return a student that is halfway between a random policy and the expert, made where it is missing."""
     from il_based_rl.agent import BCAgent
     from il_based_rl.collect import collect_demos
     from il_based_rl.config import BCConfig
+    from il_based_rl.evaluate import play_evaluation
     from il_based_rl.ppo_agent import PPOAgent
+    from il_based_rl.rollout import EpisodePlayers
+    from il_based_rl.seeding import start_seeds
 
-    demos = collect_demos(task.env_id, PPOAgent.load(expert_of(task)), task.episodes, seed=seed, quiet=True)
-    parts = list(demos.episodes)
-    rows = [np.arange(0, len(part), task.stride) for part in parts]
-    ends = [np.arange(len(kept)) == len(kept) - 1 for kept in rows]
-    thinned = replace(
-        demos,
-        **{
-            name: np.concatenate([getattr(part, name)[kept] for part, kept in zip(parts, rows, strict=True)])
-            for name in ("observations", "actions", "rewards")
-        },
-        distributions=None,
-        terminated=np.zeros(sum(map(len, rows)), bool),
-        truncated=np.concatenate(ends),
-        episode_lengths=np.array([len(kept) for kept in rows]),
-    )
-    student = BCAgent.for_dataset(thinned, BCConfig(epochs=task.epochs), hidden_dims=(64, 64), seed=seed)
-    for _ in student.learn(thinned):
-        pass
-    return student
+    path = KEPT / f"clone_{task.env_id}_{fingerprint_of(task)}_{seed}.pt"
+    if path.exists():
+        return path
+    expert = PPOAgent.load(expert_of(task))
+    demos = collect_demos(task.env_id, expert, task.episodes, seed=seed, action_noise=task.noise, quiet=True)
+    student = BCAgent.for_dataset(demos, BCConfig(epochs=task.epochs), hidden_dims=(64, 64), seed=seed)
+    seeds = list(start_seeds(seed, "evaluation in training", 20))
+    with EpisodePlayers(task.env_id, len(seeds)) as players:
+
+        def mean(agent: Any) -> float:
+            return play_evaluation(agent, players, seeds, quiet=True).mean
+
+        players.action_space.seed(seed)
+        enough = HALFWAY * mean(expert) + (1.0 - HALFWAY) * mean(lambda obs: players.action_space.sample())
+        for progress in student.learn(demos):
+            if progress.epoch % max(task.epochs // 50, 1) == 0 and mean(student) >= enough:
+                break
+    student.save(path)
+    return path
 
 
 def plain(task: Task) -> Any:
@@ -128,22 +139,26 @@ def plain(task: Task) -> Any:
 
 
 def tuned(task: Task, after: bool, guard: Any, student: Any, seed: int, envs: Any, judge: Any) -> Iterator[tuple[int, Any]]:
-    """Fine-tune a clone, or a student after DAgger; yield its steps and the policy that would be saved, at each evaluation."""
+    """Fine-tune a clone, or a student after DAgger; yield, at each evaluation, its steps and the policy that would be saved.
+
+    None stands for that of the evaluation before; after DAgger only the end is evaluated.
+    """
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
     from il_based_rl.config import FinetuneConfig
     from il_based_rl.ppo_agent import PPOAgent
 
-    steps, gates = (AFTER_STEPS, GATE_STEPS) if after else (task.steps, task.steps // POINTS)
+    steps, points = (AFTER_STEPS, AFTER_STEPS) if after else (task.steps, task.steps // POINTS)
+    gates = min(GATE_STEPS, points)
     ppo = replace(FinetuneConfig().ppo, n_steps=task.n_steps, gamma=task.gamma, gae_lambda=task.gae_lambda)
-    if after:
-        guard, ppo = replace(guard, actor_lr=AFTER["actor_lr"]), replace(ppo, lr_schedule=AFTER["lr_schedule"])
-    tuner = GuardedPPO.from_clone(student.policy, guard, ppo, seed=seed)
+    tuner = GuardedPPO.from_clone(student.policy, replace(guard, **AFTER) if after else guard, ppo, seed=seed)
     judge(tuner)
+    last = None
     for progress in tuner.learn(envs, steps):
         if progress.passes_multiple_of(gates):
             judge(tuner)
-        if progress.passes_multiple_of(steps // POINTS):
-            yield progress.env_steps, PPOAgent.from_payload(tuner.payload(), "memory")
+        if progress.passes_multiple_of(points):
+            yield progress.env_steps, None if tuner.best is last else PPOAgent.from_payload(tuner.payload(), "memory")
+            last = tuner.best
 
 
 def plainly(task: Task, clone: Any, seed: int, envs: Any) -> Iterator[tuple[int, Any]]:
@@ -165,33 +180,37 @@ def plainly(task: Task, clone: Any, seed: int, envs: Any) -> Iterator[tuple[int,
             yield progress.env_steps, agent
 
 
-def asked(task: Task, seed: int) -> Path:
-    """Return DAgger's student, made where it is missing."""
-    from il_based_rl.algorithms.dagger import dagger
+def asked(task: Task, seed: int) -> list[Path]:
+    """Return DAgger's best students after so many labels, made where they are missing."""
+    from il_based_rl.agent import BCAgent
+    from il_based_rl.algorithms.aggregation import Aggregation
+    from il_based_rl.config import BCConfig, DaggerConfig
     from il_based_rl.ppo_agent import PPOAgent
 
-    path = KEPT / f"dagger_{task.env_id}_{seed}.pt"
-    if not path.exists():
-        expert = PPOAgent.load(expert_of(task))
-        student, _ = dagger(expert, task.env_id, rounds=ROUNDS, round_steps=ROUND_STEPS, seed=seed, quiet=True)
-        student.save(path)
-    return path
+    paths = [KEPT / f"dagger_{task.env_id}_{fingerprint_of(task)}_{seed}_{labels}.pt" for labels in LABELS]
+    if not paths[-1].exists():
+        rounds, bc = LABELS[-1] // ROUND_STEPS, BCConfig(epochs=ROUND_EPOCHS)
+        config = DaggerConfig(env_id=task.env_id, rounds=rounds, round_steps=ROUND_STEPS, seed=seed, quiet=True, bc=bc)
+        with closing(Aggregation(config, PPOAgent.load(expert_of(task)))) as learner:
+            for progress in learner.learn():
+                if progress.queries in LABELS:
+                    BCAgent.from_payload(learner.best, "memory").save(paths[LABELS.index(progress.queries)])
+    return paths
 
 
-def shown(task: Task, seed: int) -> Any:
-    """Return a clone from as many labels as DAgger's student had."""
+def shown(task: Task, seed: int, labels: int, noise: float) -> Any:
+    """Return a clone from as many labels of the expert's own steps, which has seen as many examples as DAgger's student."""
     from il_based_rl.agent import BCAgent
     from il_based_rl.collect import collect_demos
     from il_based_rl.config import BCConfig
     from il_based_rl.ppo_agent import PPOAgent
 
-    labels, count = ROUNDS * ROUND_STEPS, 30
-    expert = PPOAgent.load(expert_of(task))
-    while len(demos := collect_demos(task.env_id, expert, count, seed=seed, quiet=True)) < labels:
-        count += 10
-    enough = int((np.cumsum(demos.episode_lengths) < labels).sum()) + 1  # the last one passes the number
-    student = BCAgent.for_dataset(demos, BCConfig(epochs=CLONED_EPOCHS), seed=seed)
-    for _ in student.learn(demos.episodes[:enough]):
+    expert, count = PPOAgent.load(expert_of(task)), labels // 1_000
+    while len(demos := collect_demos(task.env_id, expert, count, seed=seed, action_noise=noise, quiet=True)) < labels:
+        count += 1  # as an episode has 1,000 steps at most; the last one may pass the number
+    epochs = ROUND_EPOCHS * (labels // ROUND_STEPS + 1) // 2
+    student = BCAgent.for_dataset(demos, BCConfig(epochs=epochs), seed=seed)
+    for _ in student.learn(demos):
         pass
     return student
 
@@ -211,7 +230,7 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
     task, started = TASKS[name], time.perf_counter()
     seeds = list(start_seeds(seed, "evaluation", EPISODES, key=5))
     gates = list(start_seeds(seed, "evaluation in training", 40))
-    row: dict[str, Any] = {"task": name, "arm": arm, "seed": seed, "steps": [], "returns": []}
+    row: dict[str, Any] = {"task": name, "expert": fingerprint_of(task), "arm": arm, "seed": seed, "steps": [], "returns": []}
     with fitting_threads([64]), EpisodePlayers(task.env_id, EPISODES) as players:
 
         def returns(agent: Any) -> list[float]:
@@ -224,16 +243,22 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
 
         players.action_space.seed(seed)
         still = {
-            "clone": lambda: clone_of(task, seed),
+            "clone": lambda: BCAgent.load(clone_of(task, seed)),
             "expert": lambda: PPOAgent.load(expert_of(task)),
             "random": lambda: lambda obs: players.action_space.sample(),
-            "DAgger": lambda: BCAgent.load(asked(task, seed)),
-            "as many labels": lambda: shown(task, seed),
         }
         if arm in still:
             row["returns"].append(returns(still[arm]()))
+        elif arm in TAUGHT:
+            row["steps"] = list(LABELS)
+            noise = NOISE if arm == "as many, disturbed" else 0.0
+            students = (
+                map(BCAgent.load, asked(task, seed)) if arm == "DAgger" else (shown(task, seed, n, noise) for n in LABELS)
+            )
+            row["returns"] = [returns(student) for student in students]
         else:
-            begun = None if arm == "scratch" else BCAgent.load(asked(task, seed)) if "DAgger" in arm else clone_of(task, seed)
+            after = arm == "DAgger, then fine-tuned"
+            begun = None if arm == "scratch" else BCAgent.load(asked(task, seed)[-1] if after else clone_of(task, seed))
             with make_envs(task.env_id, task.num_envs, vectorization="sync") as envs:
                 if arm in ("naive", "scratch"):
                     points = plainly(task, begun, seed, envs)
@@ -242,10 +267,10 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
                     if guard.action_std is None:
                         row["action_std"] = fitting_std(begun, players, gates[:20], guard, seed)
                         guard = replace(guard, action_std=row["action_std"])
-                    points = tuned(task, "DAgger" in arm, guard, begun, seed, envs, judge)
+                    points = tuned(task, after, guard, begun, seed, envs, judge)
                 for steps, agent in points:
                     row["steps"].append(steps)
-                    row["returns"].append(returns(agent))
+                    row["returns"].append(row["returns"][-1] if agent is None else returns(agent))
     return row | {"seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -253,11 +278,10 @@ def wanted() -> list[tuple[str, str, int]]:
     """Return all runs: task, arm and seed."""
     arms = {name: ["clone", "expert", "random", *ARMS] for name in FINE_TUNED}
     for name in ASKED:
-        arms[name] = list(dict.fromkeys([*arms.get(name, ["expert", "random"]), "DAgger", "as many labels"]))
+        arms[name] = list(dict.fromkeys([*arms.get(name, ["expert", "random"]), *TAUGHT]))
     arms["hopper"].append("DAgger, then fine-tuned")
-    for name in ABLATED:
-        arms[name] += list(WITHOUT)
-    return [(name, arm, seed) for name, listed in arms.items() for seed in SEEDS for arm in listed]
+    whole = [(name, arm, seed) for name, listed in arms.items() for seed in SEEDS for arm in listed]
+    return whole + [(name, arm, seed) for name in ABLATED for seed in SEEDS for arm in WITHOUT]
 
 
 def main() -> None:
@@ -268,11 +292,12 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     KEPT.mkdir(parents=True, exist_ok=True)
+    experts = {name: fingerprint_of(task) for name, task in TASKS.items()}
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    rows = [row for row in rows if row["expert"] == experts[row["task"]]]
     there = {(row["task"], row["arm"], row["seed"]) for row in rows}
     missing = [each for each in wanted() if each not in there and arguments.only in f"{each[0]}, {each[1]}"]
     with ProcessPoolExecutor(arguments.workers) as pool:
-        list(pool.map(expert_of, [TASKS[name] for name in dict.fromkeys(name for name, _, _ in missing)]))
         for done in as_completed([pool.submit(run, *each) for each in missing]):
             row = done.result()
             rows.append(row)
