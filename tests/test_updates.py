@@ -147,11 +147,11 @@ def test_the_gradient_of_ppos_whole_loss_is_autograds(
     policy.double()
     others = [] if policy.log_std is None else [policy.log_std]
     flat = FlatParameters([policy.actor.network, policy.critic], others)
-    reference, fused = ReferenceUpdate(policy, flat, CPU), FusedUpdate(policy)
-    wanted_measures = reference.differentiate(reference.prepared(batch), config, anchors[0])
+    reference, fused = ReferenceUpdate(policy, flat, CPU, anchors[0]), FusedUpdate(policy, anchors[1])
+    wanted_measures = reference.differentiate(reference.prepared(batch), config)
     wanted = flat.grad.clone()
     flat.grad.fill_(7.0)  # what was there must not matter
-    measures = fused.differentiate(fused.prepared(batch), config, anchors[1])
+    measures = fused.differentiate(fused.prepared(batch), config)
     # 1e-5 is promised; the largest relative difference of 2,000 random cases was 3.4e-15.
     assert relative(flat.grad, wanted) < 1e-9
     np.testing.assert_allclose(measures, wanted_measures.numpy(), rtol=1e-6, atol=1e-9)

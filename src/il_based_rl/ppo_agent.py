@@ -208,7 +208,7 @@ class PPOAgent:
         minibatches, stop, prepared = 0, False, rule.prepared(batch)
         for _ in range(config.n_epochs):
             for minibatch in prepared.minibatches(config.batch_size, self._random["minibatch order"]):
-                measures = rule.differentiate(minibatch, config, self.anchor)
+                measures = rule.differentiate(minibatch, config)
                 if config.target_kl is not None and float(measures[APPROX_KL]) > 1.5 * config.target_kl:
                     stop = True
                     break
@@ -233,8 +233,8 @@ class PPOAgent:
         """Choose the fast path where it models this policy."""
         self.flat.require_intact()
         if self.reason_against_fast_path is None:
-            return FusedUpdate(self.policy)
-        return ReferenceUpdate(self.policy, self.flat, self.device)
+            return FusedUpdate(self.policy, self.anchor)
+        return ReferenceUpdate(self.policy, self.flat, self.device, self.anchor)
 
     @property
     def reason_against_fast_path(self) -> str | None:

@@ -41,8 +41,10 @@ class Anchor:
 class ReferenceUpdate:
     """Plain PyTorch: autograd, on any device."""
 
-    def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, device: torch.device) -> None:
-        self._policy, self._flat, self._device = policy, flat, device
+    def __init__(
+        self, policy: ActorCriticPolicy, flat: FlatParameters, device: torch.device, anchor: Anchor | None = None
+    ) -> None:
+        self._policy, self._flat, self._device, self._anchor = policy, flat, device, anchor
 
     @torch.no_grad()
     def judge(self, features: np.ndarray, raw_actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,14 +63,14 @@ class ReferenceUpdate:
         """Return the batch as this path reads it."""
         return batch.to(self._device)
 
-    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig, anchor: Anchor | None = None) -> Any:
+    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig) -> Any:
         """Write the loss's gradient; return the measures, shape (5,)."""
         with torch.enable_grad():
             log_probs, entropy, values = self._policy.evaluate_actions(minibatch.normalized, minibatch.raw_actions)
             policy_loss, measures = ppo_clip_loss(log_probs, minibatch.log_probs, minibatch.advantages, config.clip_range)
             value_loss = (values - minibatch.returns).square().mean()
             loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-            if anchor is not None:
+            if (anchor := self._anchor) is not None:
                 loss = loss + anchor.weight * self._divergence(minibatch.normalized, anchor)
         self._flat.grad.zero_()
         loss.backward()
@@ -86,8 +88,9 @@ class ReferenceUpdate:
 class FusedUpdate:
     """The same in closed form, for float32 perceptrons on a CPU."""
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        self._policy = policy
+    def __init__(self, policy: ActorCriticPolicy, anchor: Anchor | None = None) -> None:
+        self._policy, self._anchor = policy, anchor
+        self._anchored = None if anchor is None else anchor.network.as_numpy()
         self._head = policy.actor.head
         self._networks = StackedMLP([policy.actor.network, policy.critic])
         self._log_std = None if policy.log_std is None else policy.log_std.detach().numpy()
@@ -107,7 +110,7 @@ class FusedUpdate:
         """Return the batch as this path reads it."""
         return batch
 
-    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig, anchor: Anchor | None = None) -> Any:
+    def differentiate(self, minibatch: RolloutBatch, config: PPOConfig) -> Any:
         """Write the loss's gradient; return the measures, shape (5,)."""
         head, log_std, inputs = self._head, self._log_std, minibatch.normalized
         outputs, values = self._networks.forward(inputs)
@@ -122,10 +125,10 @@ class FusedUpdate:
                 output_grads -= config.entropy_coef * entropy_by_outputs
             if entropy_by_log_std is not None and log_std_grads is not None:
                 log_std_grads -= config.entropy_coef * entropy_by_log_std
-        if anchor is not None:
-            divergence, by_outputs = head.divergence_grads(outputs, anchor.network.as_numpy()(inputs), log_std)
-            output_grads += anchor.weight * by_outputs
-            anchor.divergences.append(divergence)
+        if self._anchor is not None and self._anchored is not None:
+            divergence, by_outputs = head.divergence_grads(outputs, self._anchored(inputs), log_std)
+            output_grads += self._anchor.weight * by_outputs
+            self._anchor.divergences.append(divergence)
         if self._log_std_grad is not None and log_std_grads is not None:
             self._log_std_grad[:] = log_std_grads
         error_grads, value_loss = value_grads(values[:, 0], minibatch.returns)
