@@ -526,6 +526,17 @@ def test_the_largest_deviation_that_leaves_half_of_the_advantage_is_taken(frail,
 
 
 @pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize("flags", ["--checkpoint nowhere.pt", "--env-id CartPole-v1"])
+def test_a_policy_that_cannot_be_improved_leaves_nothing_behind(flags, capsys):
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as leaving:
+        main([*RUN.split(), *flags.split(), "--save-path", "elsewhere/f.pt"])
+    assert leaving.value.code == 2
+    assert flags.split()[1] in capsys.readouterr().err
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.usefixtures("saved")
 def test_files_are_looked_at_before_anything_is_played(capsys):
     for flags in ("--demo-path nowhere.npz", "--save-path student.pt/x.pt"):
         with pytest.raises(SystemExit):

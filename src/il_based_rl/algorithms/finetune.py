@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.envs import Envs
+    from il_based_rl.experiment.run import RunFiles
     from il_based_rl.ppo_agent import PPOAgent
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.statistics import Estimate
@@ -107,9 +108,7 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
     with contextlib.ExitStack() as stack:
         envs, players = stack.enter_context(_world(config))
         demos = _demos(config, envs)
-        if checkpoint is None:  # what follows may take a while, and play
-            files.require_writable()
-        tuner, config = _begun(config, envs, players, checkpoint, demos)
+        tuner, config = _begun(config, envs, players, checkpoint, demos, files)
         agent = tuner.agent
         stack.enter_context(fitting_threads(agent.hidden_dims))
         files.require_writable()
@@ -263,15 +262,24 @@ def _demos(config: FinetuneConfig, envs: Envs) -> DemoDataset | None:
 
 
 def _begun(
-    config: FinetuneConfig, envs: Envs, players: EpisodePlayers, checkpoint: Checkpoint | None, demos: DemoDataset | None
+    config: FinetuneConfig,
+    envs: Envs,
+    players: EpisodePlayers,
+    checkpoint: Checkpoint | None,
+    demos: DemoDataset | None,
+    files: RunFiles,
 ) -> tuple[GuardedPPO, FinetuneConfig]:
     """Return a fresh learner or the resumed one, and the settings made complete."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
     from il_based_rl.checkpoint import load_agent
     from il_based_rl.policy import require_spaces
+    from il_based_rl.ppo_agent import PPOAgent
 
     if checkpoint is None:
         student = load_agent(config.checkpoint)
+        actor = student.policy.actor if isinstance(student, PPOAgent) else student.policy
+        require_spaces(actor, envs.observation_space, envs.action_space, config.checkpoint, config.env_id)
+        files.require_writable()  # which makes folders; what follows may take a while, and play
         config = _with_std(_with_seed(config), student, players)
         return _started(config, student, envs, demos), config
     path, payload = checkpoint
