@@ -22,7 +22,7 @@ from il_based_rl.envs.worker import CLOSE, LOOK_SECONDS, RESET, RESTORE, STATES,
 from il_based_rl.errors import ConfigError, EnvironmentFaultError
 from il_based_rl.signals import signals_held
 
-SHARING_SECONDS = 100e-6
+SHARING_SECONDS = 130e-6
 """What a step of all environments has to save to be worth waking this process up again."""
 STARTING_SECONDS, ANSWER_SECONDS = 120.0, 20.0
 """A worker that has not answered by then, made its environments or taken a step, is taken for dead."""
