@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "performance.md"
 PLOT = ROOT / "docs" / "performance.svg"
 
 HELD_BACK = [
-    "Nothing else ran beside what is timed. The numbers of environments were measured again an hour later, after the share of",
+    "Nothing else of weight ran beside what is timed. The numbers of environments were measured again, after the share of",
     "a step that has to be saved before worker processes are used was raised: with 16 environments they had been used, and",
     "cost what they saved.",
     "",
@@ -32,7 +32,7 @@ HELD_BACK = [
     "Cloning at 256x256 is arithmetic, and ten times imitation is beyond one core: it would leave 300 us for a minibatch. The",
     "three products of hidden layers alone are 25 million operations, which take 248 us at the 101 GFLOPS that a large",
     "product reaches on this core, and 284 us as they are (torch's take 268); Adam's five passes over 73,000 numbers take 42.",
-    "Ours needs 457: besides those, 25 us for the five small products, 25 for hyperbolic tangents and their slopes, 13 for",
+    "Ours needs 457: besides those, 25 us for the five small products, 23 for hyperbolic tangents and their slopes, 13 for",
     "the loss, the rest for biases, and for shuffling and drawing rows. At 32x32, where the calls cost more than the",
     "arithmetic, it is 26 times as quick.",
     "",
