@@ -21,7 +21,8 @@ REACHED = 0.95
 ARMS, TAUGHT = ("fine-tuned", "naive", "scratch"), ("DAgger", "as many labels", "as many, disturbed")
 HOW = """On the scale from a random policy (0) to the expert (1), which is the zoo's, from 100 start states a seed that nothing
 was chosen by; means over seeds with Student's t intervals of 95 %. The same clone begins every arm of a seed, but for
-scratch: from few demonstrations, with cloning ended once it is halfway between the two from 20 other start states.
+scratch: from every 20th step (every 8th on the pendulum) of the fewest episodes that bring it to between 0.35 and
+0.75 of the way from 20 other start states, or nearest to that.
 Curves are of the policy that would be saved at each of ten evaluations: of the fine-tuned arms the best by their
 gate's own 40 start states, of the others the last. *Lowest* is the lowest of them; *dip* is the lowest that the
 policy in training itself fell to, from the gate's start states, as a share of what the clone has there (1 is never

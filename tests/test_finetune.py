@@ -504,8 +504,8 @@ def test_a_standard_deviation_is_tried_out_where_none_is_given(capsys):
 
 
 @pytest.mark.parametrize(("frail", "expected"), [(1.0, 0.7), (0.3, 0.25), (0.01, 0.06)])
-def test_the_largest_deviation_that_leaves_half_of_the_advantage_is_taken(frail, expected, monkeypatch):
-    # Returns of 100 for the clone and 0 for random actions; under noise of more than `frail` less than half is left.
+def test_the_largest_deviation_that_leaves_a_quarter_of_the_advantage_is_taken(frail, expected, monkeypatch):
+    # Returns of 100 for the clone and 0 for random actions; under noise of more than `frail` less than a quarter is left.
     class Players:
         observation_space, action_space = gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Box(-1.0, 1.0, (1,))
 
@@ -513,7 +513,7 @@ def test_the_largest_deviation_that_leaves_half_of_the_advantage_is_taken(frail,
             chosen = actor([Situation()])
             noise = getattr(chosen, "noise", None)
             value = (
-                0.0 if noise is None and chosen[0, 0] != 0.5 else 100.0 if noise is None else 51.0 if noise <= frail else 49.0
+                0.0 if noise is None and chosen[0, 0] != 0.5 else 100.0 if noise is None else 26.0 if noise <= frail else 24.0
             )
             return [SimpleNamespace(total_reward=value)] * len(seeds)
 

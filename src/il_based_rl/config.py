@@ -458,7 +458,7 @@ class GuardConfig:
     """Updates over which the actor's learning rate rises to that."""
     action_std: float | None = None
     """Standard deviation of continuous actions at the start, in units of half their range; None tries which is the largest that
-    leaves the clone half of what it is above a random policy."""
+    leaves the clone a quarter of what it is above a random policy."""
     min_action_std: float = 0.05
     """Least standard deviation."""
     max_action_std: float = 1.0
