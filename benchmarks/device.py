@@ -21,10 +21,10 @@ RESULTS = Path(__file__).parent / "results" / "device.json"
 DEVICES = ("cuda", "cpu")
 
 WHEN = [
-    "So a GPU pays for layers of 1,024 units and minibatches of 1,024 rows, and does not for 256 and 64, where it waits at",
-    "every operation; in between nothing was measured. Acting stays on the CPU either way. `tests/test_cuda.py`, which ran",
-    "there, holds that updates are the CPU's within rounding, that a seed gives the same numbers twice, and that checkpoints",
-    "go on wherever they are read.",
+    "So a GPU pays where minibatches have hundreds of rows, from 256 units on, and the more the wider the layers; with 256",
+    "units and minibatches of 64, and with the default flags, it waits at every operation and does not. Acting stays on the",
+    "CPU either way. `tests/test_cuda.py`, which ran there, holds that updates are the CPU's within rounding, that a seed",
+    "gives the same numbers twice, and that checkpoints go on wherever they are read.",
 ]
 
 
@@ -32,12 +32,19 @@ def works() -> dict[str, tuple[Callable[..., dict[str, Any]], int, dict[str, Any
     """Return the kind of each work, its layers' width, and its settings."""
     return {
         "PPO, Pendulum-v1, default flags": (ppo, 64, {"env_id": "Pendulum-v1", "num_envs": 1, "steps": 8_192}),
+        "PPO, Pendulum-v1, 16 environments, 256x256, minibatch 512": (
+            ppo,
+            256,
+            {"env_id": "Pendulum-v1", "num_envs": 16, "steps": 16_384, "n_steps": 1024, "batch_size": 512},
+        ),
         "PPO, Pendulum-v1, 16 environments, 1024x1024, minibatch 2048": (
             ppo,
             1024,
             {"env_id": "Pendulum-v1", "num_envs": 16, "steps": 16_384, "n_steps": 1024, "batch_size": 2048},
         ),
         "cloning, 256x256, batch 64": (cloning, 256, {"samples": 50_000}),
+        "cloning, 256x256, batch 1024": (cloning, 256, {"samples": 50_000, "batch_size": 1024}),
+        "cloning, 512x512, batch 256": (cloning, 512, {"samples": 20_000, "batch_size": 256}),
         "cloning, 1024x1024, batch 1024": (cloning, 1024, {"samples": 20_000, "batch_size": 1024}),
         "cloning, 2048x2048, batch 4096": (cloning, 2048, {"samples": 20_000, "batch_size": 4096}),
     }
