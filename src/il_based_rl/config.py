@@ -493,7 +493,7 @@ class GuardConfig:
 
 
 def _ppo_of_a_clone() -> PPOConfig:
-    return PPOConfig(lr=1e-3, lr_schedule="linear", normalize_obs=False)
+    return PPOConfig(lr=1e-3, gamma=0.995, gae_lambda=0.97, lr_schedule="linear", normalize_obs=False)
 
 
 @dataclass(frozen=True)
