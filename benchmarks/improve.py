@@ -115,7 +115,7 @@ def clone_of(task: Task, seed: int) -> Path:
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.seeding import start_seeds
 
-    path = KEPT / f"clone_{task.env_id}_{fingerprint_of(task)}_{seed}.pt"
+    path = KEPT / f"clone_{task.env_id}_{fingerprint_of(task)}_every{task.every}_{seed}.pt"  # no other recipe's
     if path.exists():
         return path
     expert = PPOAgent.load(expert_of(task))
@@ -127,10 +127,11 @@ def clone_of(task: Task, seed: int) -> Path:
 
         players.action_space.seed(seed)
         high, low = mean(expert), mean(lambda obs: players.action_space.sample())
-        demos = collect_demos(task.env_id, expert, MOST_EPISODES, seed=seed, action_noise=task.noise, quiet=True)
+        whole = collect_demos(task.env_id, expert, MOST_EPISODES, seed=seed, action_noise=task.noise, quiet=True)
+        demos = thinned(whole, task.every)
         nearest, chosen = math.inf, None
         for episodes in range(2, MOST_EPISODES + 1):
-            few = thinned(demos.episodes[:episodes], task.every)
+            few = demos.episodes[:episodes]
             student = BCAgent.for_dataset(few, BCConfig(epochs=CLONE_EPOCHS), hidden_dims=(64, 64), seed=seed)
             for _ in student.learn(few):
                 pass
