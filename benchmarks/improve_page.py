@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from scipy import stats
 
@@ -151,7 +152,8 @@ def _improved(found: Found, name: str, task: Any, seeds: Sequence[int]) -> list[
     series = {arm: [(found.steps(name, arm, seed), found.scaled(name, arm, seed)) for seed in seeds] for arm in ARMS}
     drawn = learning_curves(series, "environment steps", "share of the expert")
     drawn.axes[0].axhline(float(np.mean(list(clones.values()))), color="#777777", linestyle=":", linewidth=1.0)
-    drawn.savefig(figure, format="svg", facecolor="white", metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": name}):  # else every drawing of the same rows is another file
+        drawn.savefig(figure, format="svg", facecolor="white", metadata={"Date": None})
     return [*lines, "", *textwrap.wrap(text, 124), "", f"![{task.env_id}; dotted: the clone]({figure.name})", ""]
 
 

@@ -278,4 +278,5 @@ def plot(jobs: list[Job]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("environment steps per second of training")
     axes.legend()
-    figure.savefig(PLOT, metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": "performance"}):  # else every drawing of the same figures is another file
+        figure.savefig(PLOT, metadata={"Date": None})
