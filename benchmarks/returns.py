@@ -126,9 +126,10 @@ PEER_TASKS: dict[str, dict[str, Any]] = {
         "vf_coef": 0.58096,
         "policy_kwargs": {"log_std_init": -2, "ortho_init": False, "activation": "relu", "net_arch": [256, 256]},
     },
+    "Ant-v5": {"steps": 1_000_000, "normalize": True, "num_envs": 1},
 }
-"""RL Baselines3 Zoo's settings of PPO (hyperparams/ppo.yml; of HalfCheetah-v4 where it knows no v5); what is left out is
-Stable-Baselines3's default."""
+"""RL Baselines3 Zoo's settings of PPO (hyperparams/ppo.yml; where it knows no v5, of HalfCheetah-v3 and Ant-v3 for
+one million steps); what is left out is Stable-Baselines3's default."""
 
 
 @dataclass(frozen=True)
