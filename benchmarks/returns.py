@@ -238,7 +238,10 @@ def versions(env_id: str) -> str:
 
 def run_peer(env_id: str, seed: int) -> dict[str, Any]:
     """Train Stable-Baselines3 on one seed; return the row."""
-    found = measure("sb3", {"kind": "returns", "env_id": env_id, "seed": seed, **PEER_TASKS[env_id]})
+    found = measure(
+        "sb3",
+        {"kind": "returns", "env_id": env_id, "seed": seed, "points": POINTS, "episodes": EPISODES, **PEER_TASKS[env_id]},
+    )
     return {
         "side": "sb3",
         "task": env_id,
@@ -246,6 +249,7 @@ def run_peer(env_id: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "final": round(found["mean_return"], 2),
         "seconds": round(found["seconds"], 1),
+        "curve": found["curve"],
     }
 
 

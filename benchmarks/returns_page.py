@@ -47,6 +47,11 @@ healthy only while they are; Ant's reward always includes the contact cost and i
 always 0; both feet of Walker2d have the same friction; Reacher's distance is taken after the step. LunarLander-v3 draws its
 wind anew in each episode."""
 
+CURVES = """\
+Learning curves, of ten episodes at each point: the median over seeds, the middle half of ours shaded, and what was asked
+dotted; over steps, and over the seconds of training alone, on one core.
+
+![Learning curves over steps and over seconds](returns.svg)"""
 
 Compared = list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]]
 """The task, what is changed of its preset, the preset's rows and those of the change."""
@@ -85,7 +90,7 @@ def write_page(
     page = "\n".join([*_page(ours, theirs, commands), *_changes(compared, gone), *_search(searched)])
     (DOCS / "returns.md").write_text(page + "\n", encoding="utf-8")
     if ours:
-        _plot(ours)
+        _plot(ours, theirs)
 
 
 def _rows_of(rows: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
@@ -107,7 +112,7 @@ def _page(ours: dict[str, Any], theirs: dict[str, Any], commands: dict[str, str]
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(task, found, theirs.get(task, [])) for task, found in ours.items()]
-    lines += ["", SOURCES, "", "![Learning curves over steps, and over the seconds of training alone](returns.svg)", ""]
+    lines += ["", SOURCES, "", CURVES, ""]
     lines += ["## Settings", "", "`il-rl train-ppo --env-id ID --preset` takes them; spelled out they are:", ""]
     lines += [
         f"- {task}: `{commands[task]}` ({_seconds(found)} s a run; {found[0]['versions']})" for task, found in ours.items()
@@ -226,21 +231,29 @@ def _seconds(rows: list[dict[str, Any]]) -> str:
     return f"{np.median(_column(rows, 'seconds')):,.0f}"
 
 
-def _plot(ours: dict[str, list[dict[str, Any]]]) -> None:
-    """Draw the median over seeds, and the middle half of them, over steps and over seconds of training."""
+def _plot(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[dict[str, Any]]]) -> None:
+    """Draw the median over seeds, and the middle half of ours, over steps and over seconds of training."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.2 * len(ours)), layout="constrained")
     axes = figure.subplots(len(ours), 2, squeeze=False)
     for (task, rows), pair in zip(ours.items(), axes, strict=True):
-        curves = np.array([row["curve"] for row in rows if len(row["curve"]) == len(rows[0]["curve"])])
-        low, middle, high = np.quantile(curves[:, :, 2], [0.25, 0.5, 0.75], axis=0)
+        curves, others = _curves(rows), _curves(theirs.get(task, []))
         for column, (axis, name) in enumerate(zip(pair, ("steps", "seconds"), strict=True)):
             x = np.median(curves[:, :, column], axis=0)
+            low, middle, high = np.quantile(curves[:, :, 2], [0.25, 0.5, 0.75], axis=0)
             axis.fill_between(x, low, high, alpha=0.25, linewidth=0)
-            axis.plot(x, middle)
+            axis.plot(x, middle, label="il_based_rl")
+            if len(others):
+                axis.plot(*np.median(others[:, :, [column, 2]], axis=0).T, linestyle="--", label="SB3, tuned")
+                axis.legend(fontsize="small")
             axis.axhline(ASKED[task].at_least, color="grey", linestyle=":", linewidth=1)
             axis.set(title=task, xlabel=name, ylabel="mean return")
     with mpl.rc_context({"svg.hashsalt": "returns"}):  # else every drawing of the same rows is another file
         figure.savefig(DOCS / "returns.svg", metadata={"Date": None})
+
+
+def _curves(rows: list[dict[str, Any]]) -> np.ndarray:
+    """Return steps, seconds and mean returns of the runs that were evaluated equally often. Shape (runs, points, 3)."""
+    return np.array([row["curve"] for row in rows if len(row["curve"]) == len(rows[0]["curve"])])

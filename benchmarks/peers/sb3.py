@@ -48,16 +48,28 @@ def ppo(env_id: str, num_envs: int, steps: int, width: int = 64, batch_size: int
     return {"steps_per_second": model.num_timesteps / taken}
 
 
-def returns(env_id: str, num_envs: int, steps: int, seed: int, **settings: Any) -> dict[str, Any]:
-    """Train on one seed, and say how good the last policy is."""
+def returns(
+    env_id: str, num_envs: int, steps: int, seed: int, points: int = 0, episodes: int = 0, **settings: Any
+) -> dict[str, Any]:
+    """Train on one seed; say how good the last policy is, and in some episodes at each of some points on the way."""
     model = make(env_id, num_envs, seed=seed, **{name: _understood(value) for name, value in settings.items()})
-    taken = seconds(lambda: model.learn(steps))
-    statistics = model.get_vec_normalize_env()
+    statistics, curve, judging = model.get_vec_normalize_env(), [], 0.0
 
     def predict(obs: Any) -> Any:
         return model.predict(obs if statistics is None else statistics.normalize_obs(obs), deterministic=True)[0]
 
-    return {"seconds": taken, "mean_return": mean_return(env_id, predict)}
+    def judge(*_: Any) -> bool:
+        nonlocal judging
+        if model.num_timesteps >= steps * (len(curve) + 1) / points:
+            trained = time.perf_counter() - started - judging
+            mean = mean_return(env_id, predict, episodes)
+            curve.append((model.num_timesteps, round(trained, 2), round(mean, 2)))
+            judging = time.perf_counter() - started - trained
+        return True
+
+    started = time.perf_counter()
+    model.learn(steps, callback=judge if points else None)
+    return {"seconds": time.perf_counter() - started - judging, "mean_return": mean_return(env_id, predict), "curve": curve}
 
 
 def _understood(value: Any) -> Any:
