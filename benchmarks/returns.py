@@ -63,12 +63,13 @@ SEEDS = {"CartPole-v1": range(10, 20)}
 """Where they are not 0 to 9: of these two had been looked at with settings of before."""
 TASKS = [Task("Pendulum-v1", preset=False), *(Task(env_id, seeds=SEEDS.get(env_id, range(10))) for env_id in PRESETS)]
 _SMALL_TASKS = ("Pendulum-v1", "MountainCarContinuous-v0", "InvertedDoublePendulum-v5")
-_ANY: list[dict[str, Any]] = [{"lr_schedule": "constant"}, {"activation": "relu"}, {"target_kl": 0.02}]
+_ANY: list[dict[str, Any]] = [{"lr_schedule": "constant"}, {"activation": "relu"}]
 _GONE: list[dict[str, Any]] = [
     {"clip_schedule": "linear"},
     {"value_clip_range": 0.2},
     {"recompute_advantages": True},
     {"critic_hidden_dims": (128, 128)},
+    {"target_kl": 0.02},
 ]
 CHANGES = [
     Task("HalfCheetah-v5", seeds=range(5), changed={"lr_schedule": "constant"}),

@@ -61,7 +61,6 @@ FLAGS = {  # flag, setting, default, a value given, what it means
         ("--lr-schedule", "lr_schedule", "constant", "linear", "linear"),
         ("--activation", "activation", "tanh", "relu", "relu"),
         ("--initial-log-std", "initial_log_std", 0.0, "-0.5", -0.5),
-        ("--target-kl", "target_kl", None, "0.02", 0.02),
         ("--no-normalize-obs", "normalize_obs", True, "", False),
         ("--no-normalize-reward", "normalize_reward", True, "", False),
         *WANDB_FLAGS,

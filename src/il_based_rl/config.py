@@ -61,7 +61,13 @@ def require_types(settings: object) -> None:
             raise ConfigError(f"the setting {name} is a {type(value).__name__}, which it cannot be")
 
 
-GONE = {"clip_schedule": "constant", "value_clip_range": None, "recompute_advantages": False, "critic_hidden_dims": None}
+GONE = {
+    "clip_schedule": "constant",
+    "value_clip_range": None,
+    "recompute_advantages": False,
+    "critic_hidden_dims": None,
+    "target_kl": None,
+}
 """Settings that files of before may name, as they brought nothing (docs/returns.md); each with what is left of it."""
 
 
@@ -163,8 +169,6 @@ class PPOConfig:
     """Largest norm of a minibatch's gradient; longer ones are scaled down to it."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """Whether the learning rate stays, or falls linearly towards 0, update by update."""
-    target_kl: float | None = None
-    """Stop an update's epochs once a minibatch's approximate KL divergence (nats) passes 1.5 times this."""
     normalize_obs: bool = True
     """Standardise observations by running statistics that are saved with the policy."""
     normalize_reward: bool = True
@@ -180,8 +184,6 @@ class PPOConfig:
         for name in ("entropy_coef", "value_coef"):
             value = getattr(self, name)
             _require(value >= 0.0 and math.isfinite(value), name, value, "0 or more")
-        if self.target_kl is not None:
-            _require_positive(self, "target_kl")
 
 
 def _require_rollout(ppo: PPOConfig, num_envs: int) -> None:

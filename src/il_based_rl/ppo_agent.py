@@ -22,7 +22,7 @@ from il_based_rl.functional import discounted_sums, explained_variance
 from il_based_rl.fused_mlp import reason_against
 from il_based_rl.networks import RewardScaler
 from il_based_rl.policy import copied, load_parameters, require_counts, require_hidden_dims, require_spaces
-from il_based_rl.ppo_updates import APPROX_KL, MEASURES, Anchor, FusedUpdate, ReferenceUpdate
+from il_based_rl.ppo_updates import MEASURES, Anchor, FusedUpdate, ReferenceUpdate
 from il_based_rl.rollout import FinishedEpisode, Rollouts, RolloutState, from_plain, to_plain
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, start_seeds, torch_seed
 
@@ -205,20 +205,15 @@ class PPOAgent:
         config, rule = self.config, self._update_rule()
         self.optimizer.lr = config.lr * (self._remaining if config.lr_schedule == "linear" else 1.0)
         sums: Any = 0.0  # an array or a tensor of the measures, as the path has it
-        minibatches, stop, prepared = 0, False, rule.prepared(batch)
+        minibatches, prepared = 0, rule.prepared(batch)
         for _ in range(config.n_epochs):
             for minibatch in prepared.minibatches(config.batch_size, self._random["minibatch order"]):
                 measures = rule.differentiate(minibatch, config)
-                if config.target_kl is not None and float(measures[APPROX_KL]) > 1.5 * config.target_kl:
-                    stop = True
-                    break
                 if self.penalty is not None:
                     self.penalty()
                 self.optimizer.step(config.max_grad_norm)
                 sums = sums + measures
                 minibatches += 1
-            if stop:
-                break
         self.gradient_steps += minibatches
         self._require_finite()
         means = (sums / minibatches).tolist() if minibatches else [0.0] * len(MEASURES)

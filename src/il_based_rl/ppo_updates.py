@@ -23,7 +23,6 @@ from il_based_rl.heads import to_tensor
 from il_based_rl.networks import MLP
 
 MEASURES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
-APPROX_KL = MEASURES.index("approx_kl")
 
 
 @dataclass
