@@ -527,7 +527,6 @@ CHANGES = [
     "--value-coef 1.0",
     "--max-grad-norm 1.0",
     "--lr-schedule linear",
-    "--target-kl 0.01",
     "--eval-interval 300",
     "--eval-episodes 1",
     "--max-time 1000.0",
