@@ -87,7 +87,8 @@ def write_page(
         ]
         for each in (changes, former)
     )
-    page = "\n".join([*_page(ours, theirs, commands), *_changes(compared, gone), *_search(searched)])
+    tables = [*_page(ours, theirs, commands), *_not_reached(ours, theirs, searched), *_changes(compared, gone)]
+    page = "\n".join([*tables, *_search(searched)])
     (DOCS / "returns.md").write_text(page + "\n", encoding="utf-8")
     if ours:
         _plot(ours, theirs)
@@ -124,6 +125,21 @@ def _page(ours: dict[str, Any], theirs: dict[str, Any], commands: dict[str, str]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return lines
+
+
+def _not_reached(ours: dict[str, Any], theirs: dict[str, Any], searched: list[dict[str, Any]]) -> list[str]:
+    """Say of each row that falls short what was found, what it was searched among, and what Stable-Baselines3 reaches."""
+    lines = []
+    for task, found in ours.items():
+        finals, peer = _column(found, "final"), theirs.get(task, [])
+        if finals.mean() < ASKED[task].at_least:
+            tried = len({row["settings"] for row in searched if row["task"] == task})
+            reached = f"reaches {_shown(_column(peer, 'final'))} here, over {len(peer)} seeds" if peer else "was not run here"
+            lines.append(
+                f"- {task}: {_shown(finals)}, where {ASKED[task].at_least:,g} was asked. {tried} settings were tried "
+                f"([below](#the-search)). Stable-Baselines3 with tuned settings {reached}."
+            )
+    return ["", "## What falls short", "", *lines] if lines else []
 
 
 def _changes(compared: Compared, gone: Compared) -> list[str]:
