@@ -255,7 +255,7 @@ def _plot(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[dict[str
     figure = Figure(figsize=(9, 2.2 * len(ours)), layout="constrained")
     axes = figure.subplots(len(ours), 2, squeeze=False)
     for (task, rows), pair in zip(ours.items(), axes, strict=True):
-        curves, others = _curves(rows), _curves(theirs.get(task, []))
+        curves, others = _curves(rows), _curves([row for row in theirs.get(task, []) if "curve" in row])
         for column, (axis, name) in enumerate(zip(pair, ("steps", "seconds"), strict=True)):
             x = np.median(curves[:, :, column], axis=0)
             low, middle, high = np.quantile(curves[:, :, 2], [0.25, 0.5, 0.75], axis=0)
