@@ -137,7 +137,7 @@ def _not_reached(ours: dict[str, Any], theirs: dict[str, Any], searched: list[di
             reached = f"reaches {_shown(_column(peer, 'final'))} here, over {len(peer)} seeds" if peer else "was not run here"
             lines.append(
                 f"- {task}: {_shown(finals)}, where {ASKED[task].at_least:,g} was asked. {tried} settings were tried "
-                f"([below](#the-search)). Stable-Baselines3 with tuned settings {reached}."
+                f"([below](#the-search)). Stable-Baselines3 with RL Zoo's settings {reached}."
             )
     return ["", "## What falls short", "", *lines] if lines else []
 
