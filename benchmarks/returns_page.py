@@ -110,7 +110,7 @@ def _page(ours: dict[str, Any], theirs: dict[str, Any], commands: dict[str, str]
         "said where the interval lies on one side of what was asked. *Best* is the policy that did best in the evaluations",
         "during training, on the same start states as the last one.",
         "",
-        "| task | steps | asked | seeds | mean ± std | interquartile mean | lowest | | best | SB3, RL Zoo's settings | published |",
+        "| task | steps | asked | seeds | mean ± std | interquartile mean | lowest | | best | SB3, RL Zoo's | published |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(task, found, theirs.get(task, [])) for task, found in ours.items()]
