@@ -82,13 +82,17 @@ def write_page(
     DOCS.mkdir(exist_ok=True)
     compared, gone = (
         [
-            (task, change, ours[task], found)
+            (task, f"`{change}`", ours[task], found)
             for task, change, command in each
             if task in ours and (found := _rows_of(rows, command))
         ]
         for each in (changes, former)
     )
-    tables = [*_page(ours, theirs, commands), *_not_reached(ours, theirs, searched), *_changes(compared, gone)]
+    tables = [
+        *_page(ours, theirs, commands),
+        *_not_reached(ours, theirs, searched),
+        *_changes(compared, gone, _without_a_flag(searched)),
+    ]
     page = "\n".join([*tables, *_search(searched)])
     (DOCS / "returns.md").write_text(page + "\n", encoding="utf-8")
     if ours:
@@ -143,7 +147,19 @@ def _not_reached(ours: dict[str, Any], theirs: dict[str, Any], searched: list[di
     return ["", "## What falls short", "", *lines] if lines else []
 
 
-def _changes(compared: Compared, gone: Compared) -> list[str]:
+def _without_a_flag(searched: list[dict[str, Any]]) -> Compared:
+    """Return what was tried without a flag, named in parentheses, on as many seeds of the search as can tell something."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in searched:
+        rows.setdefault(row["settings"], []).append(row)
+    return [
+        (tried[0]["task"], settings[len(flags) + 2 : -1], rows[flags], tried)
+        for settings, tried in rows.items()
+        if (flags := settings.partition(" (")[0]) != settings and len(tried) >= 5
+    ]
+
+
+def _changes(compared: Compared, gone: Compared, without_a_flag: Compared) -> list[str]:
     return [
         "",
         "## What the settings bring",
@@ -157,6 +173,10 @@ def _changes(compared: Compared, gone: Compared) -> list[str]:
         "These settings were not shown to be better where they were tried, and are gone; the rows are of the version before:",
         "",
         *_table_of_changes(gone),
+        "",
+        "These were tried without a flag, on seeds of the search, and got none:",
+        "",
+        *_table_of_changes(without_a_flag),
     ]
 
 
@@ -168,7 +188,7 @@ def _table_of_changes(compared: Compared) -> list[str]:
         differences = pairs[:, 1] - pairs[:, 0]
         low, high = _interval(differences)
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-        cells = [task, f"`{change}`", str(len(pairs)), *(f"{mean:,.1f}" for mean in pairs.mean(axis=0))]
+        cells = [task, change, str(len(pairs)), *(f"{mean:,.1f}" for mean in pairs.mean(axis=0))]
         lines.append(f"| {' | '.join([*cells, _shown(differences), verdict])} |")
     return lines
 

@@ -87,7 +87,7 @@ def action_spaces():
 def observation_spaces():
     """Every kind of observation space that a policy can read, nested two deep."""
     return st.recursive(
-        st.one_of(boxes(), discretes()),
+        st.one_of(boxes(), discretes(), multi_discretes(), multi_binaries()),
         lambda parts: st.one_of(
             st.lists(parts, min_size=1, max_size=3).map(spaces.Tuple),
             st.dictionaries(st.sampled_from(["goal", "arm", "image"]), parts, min_size=1).map(spaces.Dict),

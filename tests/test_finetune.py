@@ -248,6 +248,26 @@ def test_the_result_is_not_clearly_below_the_clone_where_nothing_was_chosen(best
     assert all(torch.equal(start[name], saved[f"actor.{name}"]) for name in start) == (taken == "clone")
     assert equal(learner, actor_of(tuner))  # which goes on from where it was
     assert margin.high >= 0.0
+    for _ in updates(tuner, 1):
+        pass
+    tuner.judge(np.full(10, 0.5), random())  # better than the clone, and below what was refused
+    kept = tuner.payload()["parameters"]
+    assert all(torch.equal(tensor, kept[f"actor.{name}"]) for name, tensor in actor_of(tuner).items()) == (taken == "clone")
+
+
+def test_statistics_that_move_leave_the_actor_still_at_first_and_the_anchor_the_clone(clone):
+    student, demos = clone
+    moving = replace(PPO, normalize_obs=True)
+    tuner = tuner_for(student, GuardConfig(warmup_variance=1.0, warmup_rollouts=2), moving, demos)
+    start = actor_of(tuner)
+    for k, progress in enumerate(updates(tuner, 4)):
+        assert (progress.metrics["actor_moves"] == 0.0) == (k < 2)
+        assert equal(start, actor_of(tuner)) == (k < 2)
+    actor = tuner.agent.policy.actor
+    assert not torch.equal(actor.normalizer.mean, start["normalizer.mean"])
+    features = actor.codec.features(demos.observations)
+    seen = tuner._anchor.read(actor.normalizer(torch.from_numpy(features)), actor.normalizer)
+    np.testing.assert_allclose(seen, student.policy.normalizer(torch.from_numpy(features)), atol=1e-5)
 
 
 # ---- mathematics ----

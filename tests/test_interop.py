@@ -1,7 +1,5 @@
 """Anybody's agent acts: ours, another library's, a plain function."""
 
-from types import SimpleNamespace
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import torch
 from toy_envs import Steady
 
 from il_based_rl.agent import BCAgent
+from il_based_rl.collect import collect_demos
 from il_based_rl.envs import make_players
 from il_based_rl.errors import EnvironmentFaultError, SpaceMismatchError
 from il_based_rl.interop import actor_from
@@ -73,8 +72,25 @@ def test_a_foreign_agent_gets_one_observation_at_a_time_as_the_environment_gave_
     seen = []
     players = players_of("toy/Dict-v0", 2)
     actor_of(lambda obs: seen.append(obs) or 0, players)(players)
-    assert [obs is player.obs for obs, player in zip(seen, players, strict=True)] == [True, True]
     assert set(seen[0]) == {"gear", "position"}
+    for obs, player in zip(seen, players, strict=True):
+        assert obs["gear"] == player.obs["gear"]
+        np.testing.assert_array_equal(obs["position"], player.obs["position"])
+
+
+@pytest.mark.parametrize("env_id", ["toy/Counter-v0", "toy/Dict-v0"])
+def test_a_foreign_agent_that_writes_into_its_observation_changes_no_demonstration(env_id):
+    action = gym.make(env_id).action_space.sample()
+
+    def scaling(obs):
+        for part in obs.values() if isinstance(obs, dict) else [obs]:
+            if isinstance(part, np.ndarray):
+                part *= 0
+        return action
+
+    clean, scaled = (collect_demos(env_id, agent, 2, seed=0) for agent in (lambda obs: action, scaling))
+    np.testing.assert_array_equal(clean.observations, scaled.observations)
+    assert clean.observations.any()
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -221,8 +237,68 @@ def test_moving_an_action_to_the_bounds_leaves_the_agents_own_array_alone():
     assert agent.action.tolist() == [7.0, -3.0]
 
 
-def test_anybodys_agent_may_hold_a_policy_of_ours():
-    space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-    holder = SimpleNamespace(policy=MLPPolicy(space, space, (4,)))
-    actor = actor_from(holder, space, space, deterministic=False, random=np.random.default_rng(0))
-    assert actor([SimpleNamespace(row=np.zeros(2, np.float32))]).shape == (1, 2)
+class Filter:
+    """Chooses 0.5 whatever the agent inside would do."""
+
+    def __init__(self, agent):
+        self.agent = agent
+        self.policy = agent.policy
+
+    def predict(self, obs, deterministic=True):
+        return np.array([0.5, 0.5], np.float32)
+
+    def __getattr__(self, name):
+        return getattr(self.agent, name)
+
+
+class Extended(PPOAgent):
+    def predict(self, obs, deterministic=True):
+        return np.array([0.5, 0.5], np.float32)
+
+
+def test_what_wraps_or_extends_an_agent_of_ours_chooses_itself():
+    agent = PPOAgent.for_spaces(*SPACES, hidden_dims=(8,), seed=0)
+    extended = Extended(agent.policy, seed=0)
+    for each in (Filter(agent), extended):
+        assert answer(each).tolist() == [0.5, 0.5]
+        demonstrations = collect_demos("toy/Counter-v0", each, 1, seed=0)
+        assert (demonstrations.actions == 0.5).all()
+    assert demonstrations.distributions is None
+
+
+def test_what_only_passes_on_to_an_agent_of_ours_is_that_agent():
+    agent = PPOAgent.for_spaces(*SPACES, hidden_dims=(8,), seed=0)
+
+    class Passing:
+        def __getattr__(self, name):
+            return getattr(agent, name)
+
+    one, other = (collect_demos("toy/Counter-v0", each, 2, seed=0) for each in (agent, Passing()))
+    np.testing.assert_array_equal(one.actions, other.actions)
+    np.testing.assert_array_equal(one.distributions, other.distributions)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"mean": 0.0}, np.zeros((1, 4), np.float32), np.zeros(2), "normal", ValueError("no such thing")],
+    ids=["a dict", "too few rows", "one row", "a text", "it fails"],
+)
+def test_what_a_foreign_agent_means_otherwise_by_a_distribution_is_left_out(told, capsys):
+    class Agent(Steady):
+        def action_distribution(self, observations):
+            if isinstance(told, Exception):
+                raise told
+            return told
+
+    demonstrations = collect_demos("toy/Counter-v0", Agent(np.array([0.25, -0.5])), 1, seed=0)
+    assert demonstrations.distributions is None
+    assert "the agent's action_distribution is left out" in capsys.readouterr().err
+
+
+def test_a_foreign_agent_may_tell_its_distribution():
+    class Agent(Steady):
+        def action_distribution(self, observations):
+            return np.tile(np.array([0.25, -0.5, 0.1, 0.2], np.float32), (len(observations), 1))
+
+    demonstrations = collect_demos("toy/Counter-v0", Agent(np.array([0.25, -0.5])), 1, seed=0)
+    assert demonstrations.distributions.shape == (len(demonstrations), 4)

@@ -130,6 +130,12 @@ def test_every_kind_of_action_goes_through_all_stages(env_id, capsys):
     assert "Where the student fails" in Path("report.html").read_text()
 
 
+@pytest.mark.parametrize("env_id", ["toy_envs:toy/Counter-v0", "toy/Switches-v0", "toy/Dials-v0"])
+def test_an_environment_of_a_module_and_observations_of_choices_go_through_all_stages(env_id):
+    run_pipeline(**(TINY | {"env_id": env_id}))
+    assert "Where the student fails" in Path("report.html").read_text()
+
+
 def test_the_command_writes_under_its_output_folder_and_returns_none():
     flags = "--env-id toy/Counter-v0 --ppo-timesteps 1 --num-demo-episodes 2 --bc-epochs 1 --num-eval-episodes 2 --output-dir o"
     assert main is pipeline.main

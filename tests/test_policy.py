@@ -371,7 +371,7 @@ def test_a_whole_number_outside_its_space_is_refused(obs):
 
 @pytest.mark.parametrize(
     "spaces_given",
-    [(spaces.MultiBinary(3), spaces.Discrete(2)), (PLANE, spaces.Dict({"a": spaces.Discrete(2)}))],
+    [(spaces.Text(3), spaces.Discrete(2)), (PLANE, spaces.Dict({"a": spaces.Discrete(2)}))],
     ids=["observation", "action"],
 )
 def test_other_kinds_of_spaces_are_refused(spaces_given):

@@ -212,8 +212,7 @@ def test_an_observation_of_another_shape_is_refused(obs):
 @pytest.mark.parametrize(
     ("space", "part"),
     [
-        (spaces.MultiBinary(3), r"MultiBinary\(3\)"),
-        (spaces.MultiDiscrete([2, 3]), r"MultiDiscrete\(\[2 3\]\)"),
+        (spaces.Graph(spaces.Box(0, 1, (2,)), None), r"Graph\(.*\)"),
         (spaces.Dict({"text": spaces.Text(4), "n": spaces.Discrete(2)}), r"Text\(.*\) inside Dict"),
         (spaces.Tuple([spaces.Tuple([spaces.Sequence(spaces.Discrete(2))])]), r"Sequence\(.*\) inside Tuple"),
     ],
@@ -224,9 +223,28 @@ def test_other_observation_spaces_are_refused_by_name(space, part):
         ObservationCodec(space)
 
 
-def test_an_observation_space_without_numbers_is_refused():
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, 1, (0,)),
+        spaces.Dict({}),
+        spaces.Tuple([]),
+        spaces.Tuple([spaces.Box(0, 1, (2,)), spaces.Dict({})]),
+    ],
+    ids=str,
+)
+def test_an_observation_space_without_numbers_is_refused(space):
     with pytest.raises(UnsupportedSpaceError, match="holds no numbers to read"):
-        ObservationCodec(spaces.Box(0, 1, (0,)))
+        ObservationCodec(space)
+
+
+def test_several_choices_become_a_mark_each_and_switches_stay_as_they_are():
+    codec = ObservationCodec(spaces.MultiDiscrete([3, 2], start=[5, 0]))
+    assert codec.features(codec.rows([7, 0])[0]).tolist() == [[0.0, 0.0, 1.0, 1.0, 0.0]]
+    assert not codec.measured.any()
+    codec = ObservationCodec(spaces.MultiBinary((2, 2)))
+    assert codec.features(codec.rows([[0, 1], [1, 0]])[0]).tolist() == [[0.0, 1.0, 1.0, 0.0]]
+    assert not codec.measured.any()
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,19 @@ def test_the_defaults_are_tried_first(quick):
     assert kept().trials[0].value == TrainPPOConfig().ppo.lr
 
 
+def test_the_defaults_are_tried_again_if_their_trial_was_cut_off(quick, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_learning_curve", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tune(config(trials=2))
+    tune(config(trials=2))
+    cut_off, again, other = kept().trials
+    assert [cut_off.state.name, again.state.name, other.state.name] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert again.params == cut_off.params
+    assert other.params != again.params
+    assert again.value == TrainPPOConfig().ppo.lr
+
+
 def test_what_is_printed_trains_by_what_was_tried(quick, capsys):
     best = tune(config(trials=12))
     line = capsys.readouterr().out.splitlines()[-1]

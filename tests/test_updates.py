@@ -98,6 +98,26 @@ def relative(found, wanted):
     return difference / wanted.norm().item() if difference else 0.0
 
 
+def test_an_anchor_of_other_statistics_reads_the_same_observations():
+    policy, random = policy_of(KINDS[0]), np.random.default_rng(0)
+    anchor = copy.deepcopy(policy.actor).requires_grad_(False)
+    features = random.normal(3.0, 2.0, (64, 3)).astype(np.float32)
+    anchor.normalizer.fit(features)
+    policy.actor.normalizer.fit(2.0 * features - 1.0)
+    normalized = policy.actor.normalizer(torch.from_numpy(features))
+    with torch.no_grad():
+        head, outputs = policy.actor.head, policy.actor.network(normalized)
+        wanted = float(head.divergence(outputs, anchor(torch.from_numpy(features)), policy.log_std))
+    batch = batch_for(policy, 64, 0.2, 0.0, 0)
+    batch = replace(batch, normalized=normalized.numpy())
+    for rule in (ReferenceUpdate, lambda p, flat, device, anchored: FusedUpdate(p, anchored)):
+        anchored = Anchor(anchor, 0.5)
+        update = rule(policy, FlatParameters.of(policy), CPU, anchored)
+        update.differentiate(update.prepared(batch), PPOConfig())
+        assert anchored.divergences == pytest.approx([wanted], rel=1e-4)
+        assert wanted > 0.01
+
+
 # ---- judging a rollout ----
 
 
@@ -139,7 +159,7 @@ def test_the_gradient_of_ppos_whole_loss_is_autograds(
     action_space, network, size, clip_range, clipped_share, entropy_coef, value_coef, drawn_back
 ):
     policy = policy_of(action_space, network).double()
-    other = policy_of(action_space, (*network[:-1], network[-1] + 1)).double().actor.network.requires_grad_(False)
+    other = policy_of(action_space, (*network[:-1], network[-1] + 1)).double().actor.requires_grad_(False)
     anchors = [None, None] if drawn_back is None else [Anchor(other, drawn_back), Anchor(other, drawn_back)]
     batch = batch_for(policy, size, clip_range, clipped_share, network[-1])
     config = PPOConfig(entropy_coef=entropy_coef, value_coef=value_coef, clip_range=clip_range)

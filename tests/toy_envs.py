@@ -123,6 +123,8 @@ _TOYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Wide": (Counter, {"action_space": spaces.Box(_LOW, _HIGH)}),
     "Dict": (Plain, {"observation_space": _DICT, "action_space": spaces.Discrete(2)}),
     "OutsideItsSpace": (Plain, {"observation_space": spaces.Discrete(3), "action_space": _BOX, "obs": np.int64(7)}),
+    "Switches": (Plain, {"observation_space": spaces.MultiBinary((2, 3)), "action_space": _BOX}),
+    "Dials": (Plain, {"observation_space": spaces.MultiDiscrete([2, 3], start=[4, 0]), "action_space": _BOX}),
     "TextObs": (Plain, {"observation_space": spaces.Text(5), "action_space": _BOX}),
     "TupleAction": (Plain, {"observation_space": _BOX, "action_space": spaces.Tuple([_BOX, _BOX])}),
     "Unmakeable": (Unmakeable, {}),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -32,7 +34,18 @@ def parse(defaults: Settings, argv: Sequence[str] | None, *, prog: str, descript
     """Read settings from the command line (`sys.argv` where `argv` is None); flags that are not given keep `defaults`."""
     arguments = _spell_out_bare_resume(list(sys.argv[1:] if argv is None else argv))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    return tyro.cli(type(defaults), prog=prog, description=description, args=arguments, default=defaults, config=config)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(type(defaults), prog=prog, description=description, args=arguments, default=defaults, config=config)
+    except SystemExit as end:
+        cause = end.__context__
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__context__
+        if cause is not None:  # what the settings themselves object to is one line, which the parser would frame
+            raise cause from None
+        sys.stderr.write(complaint.getvalue())
+        raise
 
 
 def asks_for_help(argv: Sequence[str] | None) -> bool:
@@ -74,13 +87,15 @@ def run(command: Callable[[], object]) -> None:
     """
     atexit.register(gc.freeze)  # else the interpreter's end looks through all that torch ever made, for most of a second
     try:
-        with _termination_as_exception():
+        with _termination_as_exception(), _modules_of_this_folder():
             command()
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_for_memory(error):
+            raise
         print(f"error: out of memory: {_one_line(error)}; choose smaller networks, rollouts or data", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as interruption:
@@ -88,6 +103,30 @@ def run(command: Callable[[], object]) -> None:
         raise SystemExit(getattr(interruption, "exit_code", 130)) from None
     except BrokenPipeError:
         _mute()
+
+
+def _is_for_memory(error: Exception) -> bool:
+    """Whether memory could not be had; torch, which is not imported here, says so by errors of its own."""
+    told = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+    return told or isinstance(error, MemoryError)
+
+
+@contextlib.contextmanager
+def _modules_of_this_folder() -> Iterator[None]:
+    """Let `--env-id MODULE:ID` name a module of the working directory, as `python -m` does by itself."""
+    try:
+        here = str(Path.cwd())
+    except OSError:  # the folder is gone
+        here = ""
+    if here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # somebody has taken it away
+            sys.path.remove(here)
 
 
 @contextlib.contextmanager

@@ -128,13 +128,14 @@ def dataset_of(players: EpisodePlayers, episodes: Sequence[Episode], labeller: A
     Args:
         players: Who played them.
         episodes: In the order in which they are to stand.
-        labeller: Who gave the labels; its `action_distribution(observations)`, if it has one, tells what is stored of it.
+        labeller: Who gave the labels; what it tells of its distribution is stored, see `interop.told_distribution`.
         facts: Further metadata; with `policies` among them, who acted is stored.
     """
     import numpy as np
 
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.files import package_versions
+    from il_based_rl.interop import told_distribution
     from il_based_rl.spaces import space_to_plain
 
     lengths = np.array([len(episode.rewards) for episode in episodes], np.int64)
@@ -145,12 +146,11 @@ def dataset_of(players: EpisodePlayers, episodes: Sequence[Episode], labeller: A
     rows = np.concatenate([episode.rows for episode in episodes])
     labels = np.concatenate([episode.labels for episode in episodes])
     executed = np.concatenate([episode.actions for episode in episodes])
-    tell = getattr(labeller, "action_distribution", None)
     return DemoDataset(
         observations=rows,
         actions=labels,
         executed_actions=None if np.array_equal(executed, labels) else executed,
-        distributions=None if tell is None else tell(rows),
+        distributions=told_distribution(labeller, rows, players.action_space),
         acted_by=np.concatenate([episode.acted_by for episode in episodes]) if "policies" in facts else None,
         rewards=np.concatenate([episode.rewards for episode in episodes]),
         terminated=terminated,
@@ -180,9 +180,9 @@ def collect(config: CollectConfig) -> DemoDataset:
     from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.files import move_aside, require_writable, sweep
 
-    require_writable(config.save_path)
-    sweep(Path(config.save_path).parent, Path(config.save_path).name)
     agent = load_agent(config.checkpoint)
+    require_writable(config.save_path)
+    sweep(Path(config.save_path).parent, Path(config.save_path).name, held=False)
     cli.say(f"Collecting {config.num_episodes} episodes of {config.checkpoint} on {config.env_id}...")
     with fitting_threads(agent.hidden_dims):
         dataset = collect_demos(

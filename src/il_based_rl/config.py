@@ -23,9 +23,12 @@ Bounds = Literal["auto", "strict", "any"]
 
 MAX_WIDTH = 65_536
 """Widest hidden layer; a typing error beyond it would ask for more memory than there is."""
+MAX_LAYERS = 100
+"""Most hidden layers, for the same reason."""
+MAX_EPISODES = 10**6
+"""Most episodes of a collection or an evaluation; their start seeds are numbers below 2**27, each used once."""
 MAX_ROLLOUT = 2**27
-"""Most steps of one rollout, for the same reason."""
-
+"""Most steps of one rollout, for the reason of a layer's width."""
 MAX_SECONDS = 10**9
 """Longest time limit, 31 years; a clock that is set further ahead may not ring."""
 
@@ -42,6 +45,8 @@ def _require_positive(settings: object, *names: str) -> None:
 
 
 def _require_widths(hidden_dims: tuple[int, ...] | None) -> None:
+    layers = len(hidden_dims or ())
+    _require(layers <= MAX_LAYERS, "hidden_dims", f"{layers} sizes", f"at most {MAX_LAYERS} sizes")
     for width in hidden_dims or ():
         expected = f"whole numbers above 0 and at most {MAX_WIDTH}"
         _require(0 < width <= MAX_WIDTH, "hidden_dims", " ".join(map(str, hidden_dims or ())), expected)
@@ -116,8 +121,12 @@ def _require_time(max_time: float | None) -> None:
     _require(max_time is None or 0 < max_time <= MAX_SECONDS, "max_time", max_time, expected)
 
 
-def _require_episodes(name: str, value: int) -> None:
-    _require(value >= 2, name, value, "at least 2, as one episode says nothing about a spread")
+def _require_episodes(settings: object, *names: str, least: int = 2) -> None:
+    reason = ", as one episode says nothing about a spread" if least == 2 else ""
+    for name in names:
+        value = getattr(settings, name)
+        _require(value >= least, name, value, f"at least {least}{reason}")
+        _require(value <= MAX_EPISODES, name, value, f"at most {MAX_EPISODES}")
 
 
 def _require_threshold(success_threshold: float | None) -> None:
@@ -248,7 +257,8 @@ class TrainPPOConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "eval_episodes", "env_timeout")
+        _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "env_timeout")
+        _require_episodes(self, "eval_episodes", least=1)
         _require_time(self.max_time)
         _require_widths(self.hidden_dims)
         _require(-20.0 <= self.initial_log_std <= 2.0, "initial_log_std", self.initial_log_std, "between -20 and 2")
@@ -300,7 +310,7 @@ def _require_noise(action_noise: float) -> None:
 def check_collection(num_episodes: int, min_return: float | None, max_attempts: int | None, action_noise: float) -> None:
     """Raise ConfigError unless these settings of a collection fit together."""
     _require_noise(action_noise)
-    _require(num_episodes > 0, "num_episodes", num_episodes, "above 0")
+    _require(0 < num_episodes <= MAX_EPISODES, "num_episodes", num_episodes, f"at least 1 and at most {MAX_EPISODES}")
     _require(min_return is None or not math.isnan(min_return), "min_return", min_return, "a number")
     if max_attempts is not None:
         _require(max_attempts >= num_episodes, "max_attempts", max_attempts, f"at least --num-episodes {num_episodes}")
@@ -377,7 +387,8 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "eval_interval", "eval_episodes")
+        _require_positive(self, "eval_interval")
+        _require_episodes(self, "eval_episodes", least=1)
         if self.max_demos is not None:
             _require_positive(self, "max_demos")
         _require_widths(self.hidden_dims)
@@ -408,7 +419,7 @@ class EvaluateConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_episodes")
+        _require_episodes(self, "num_episodes", least=1)
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
 
@@ -436,7 +447,7 @@ class CompareConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
-        _require_episodes("num_episodes", self.num_episodes)
+        _require_episodes(self, "num_episodes")
         _require(len(self.policies) > 0, "policies", self.policies, "at least one checkpoint")
         _require_threshold(self.success_threshold)
         _require_seed(self.seed)
@@ -543,8 +554,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "env_timeout")
-        for name in ("eval_episodes", "final_episodes"):
-            _require_episodes(name, getattr(self, name))
+        _require_episodes(self, "eval_episodes", "final_episodes")
         _require_time(self.max_time)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
@@ -605,8 +615,7 @@ class DaggerConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "rounds", "round_steps")
-        for name in ("eval_episodes", "final_episodes"):
-            _require_episodes(name, getattr(self, name))
+        _require_episodes(self, "eval_episodes", "final_episodes")
         for name in ("query_budget", "memory"):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
@@ -649,7 +658,7 @@ class DemosNeededConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "num_seeds")
         _require(all(count > 0 for count in self.counts), "counts", " ".join(map(str, self.counts)), "whole numbers above 0")
-        _require_episodes("eval_episodes", self.eval_episodes)
+        _require_episodes(self, "eval_episodes")
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
@@ -684,7 +693,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "trials", "total_timesteps")
-        _require_episodes("eval_episodes", self.eval_episodes)
+        _require_episodes(self, "eval_episodes")
         _require(self.confirm_seeds >= 0, "confirm_seeds", self.confirm_seeds, "0 or more")
         _require(self.workers is None or self.workers > 0, "workers", self.workers, "above 0")
         _require_seed(self.seed)
@@ -727,11 +736,12 @@ class PipelineConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "ppo_timesteps", "num_demo_episodes", "bc_epochs")
+        _require_positive(self, "ppo_timesteps", "bc_epochs")
+        _require_episodes(self, "num_demo_episodes", least=1)
         _require_noise(self.action_noise)
         for name in ("dagger", "finetune"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require_episodes("num_eval_episodes", self.num_eval_episodes)
+        _require_episodes(self, "num_eval_episodes")
         _require_seed(self.seed)
 
 
@@ -757,7 +767,7 @@ class ReportConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
-        _require_episodes("num_episodes", self.num_episodes)
+        _require_episodes(self, "num_episodes")
         _require_threshold(self.success_threshold)
         _require_seed(self.seed)
 
@@ -782,7 +792,8 @@ class VideoConfig:
     """Where the film goes."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_episodes", "max_frames")
+        _require_positive(self, "max_frames")
+        _require_episodes(self, "num_episodes", least=1)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
         _require(Path(self.save_path).suffix == ".mp4", "save_path", self.save_path, "a path that ends in .mp4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from il_based_rl.actor_critic_policy import ActorCriticPolicy
+from il_based_rl.agent import BCAgent
+from il_based_rl.cli import notice
 from il_based_rl.errors import EnvironmentFaultError
 from il_based_rl.heads import action_head
 from il_based_rl.policy import MLPPolicy, require_spaces
+from il_based_rl.ppo_agent import PPOAgent
 from il_based_rl.rollout import Actor, Choice, Situation, Teacher
 
 
@@ -41,18 +44,53 @@ def actor_from(
         SpaceMismatchError: An agent of this package was made for other spaces.
         TypeError: The agent can be asked in none of these ways.
     """
-    policy = getattr(agent, "policy", None)
-    if isinstance(policy, ActorCriticPolicy):
-        own, log_std = policy.actor, policy.log_std_array()
-    elif isinstance(policy, MLPPolicy):
-        own, log_std = policy, getattr(agent, "log_std_array", lambda: None)()  # anybody's agent may hold such a policy
-    else:
+    own = own_agent(agent)
+    if own is None:
         predict = getattr(agent, "predict", agent)
         if not callable(predict):
             raise TypeError(f"agent must have predict(obs) or be callable, got {type(agent).__name__}")
         return _ForeignActor(predict, action_space, deterministic)
-    require_spaces(own, observation_space, action_space, "the agent", "the environment")
-    return _policy_actor(own, None if deterministic else random, log_std)
+    if isinstance(own, PPOAgent):
+        policy, log_std = own.policy.actor, own.policy.log_std_array()
+    else:
+        policy, log_std = own.policy, own.log_std_array()
+    require_spaces(policy, observation_space, action_space, "the agent", "the environment")
+    return _policy_actor(policy, None if deterministic else random, log_std)
+
+
+def own_agent(agent: Any) -> PPOAgent | BCAgent | None:
+    """Return the agent of this package whose own `predict` answers for an agent; None where another's code has a say.
+
+    What wraps or extends one of ours to choose other actions (a filter, an ensemble) is another's.
+    """
+    predict = getattr(agent, "predict", None)
+    ours = getattr(predict, "__func__", None) in (PPOAgent.predict, BCAgent.predict)
+    return getattr(predict, "__self__", None) if ours else None
+
+
+def told_distribution(agent: Any, rows: np.ndarray, action_space: gym.Space[Any]) -> np.ndarray | None:
+    """Return the distribution of an agent's actions for rows of observations, as `DemoDataset.distributions` holds it.
+
+    None where the agent does not tell it: an agent of this package does, and another's by an `action_distribution(rows)`
+    of its own. What that returns in another form is named and left out.
+    """
+    if (own := own_agent(agent)) is not None:
+        return own.action_distribution(rows)
+    tell = getattr(agent, "action_distribution", None)
+    inherited = getattr(tell, "__func__", None) in (PPOAgent.action_distribution, BCAgent.action_distribution)
+    if not callable(tell) or inherited:  # of ours it would be of other actions than the agent's predict chooses
+        return None
+    try:
+        if (told := tell(rows)) is None:
+            return None
+        told = np.asarray(told)
+        if told.shape[:1] != (len(rows),) or told.dtype.kind != "f" or not np.isfinite(told).all():
+            raise ValueError(f"an array of {told.dtype} and shape {told.shape}; expected finite floats, one row an observation")
+        action_head(action_space).from_distribution(told)
+    except Exception as error:  # another author's agent may mean something else by the name
+        notice(f"the agent's action_distribution is left out: {type(error).__name__}: {error}")
+        return None
+    return told
 
 
 def disturbed(actor: Actor, action_space: gym.Space[Any], noise: float, random: np.random.Generator) -> Teacher:
@@ -142,7 +180,7 @@ class _ForeignActor:
             known["state"] = None if first else self._states.get(player.index)
             known["episode_start"] = np.array([first])
         try:
-            answer = self._predict(player.obs, **known)
+            answer = self._predict(copy.deepcopy(player.obs), **known)  # one may write into what it is given
             if isinstance(answer, tuple) and len(answer) == 2:
                 answer, self._states[player.index] = answer
         except Exception as error:  # another author's agent may fail in any way

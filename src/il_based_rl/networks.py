@@ -110,6 +110,10 @@ class RunningNormalizer(nn.Module):
             return x
         return ((x - self.mean.float()) * self._inverse_std().float()).clamp(-self.clip, self.clip)
 
+    def inverse(self, normalized: Tensor) -> Tensor:
+        """Undo `forward`, but for what it clipped. Shape (B, O)."""
+        return normalized if self.count == 0 else normalized / self._inverse_std().float() + self.mean.float()
+
     def _inverse_std(self) -> Tensor:
         return torch.rsqrt(self.variance + 1e-8)
 

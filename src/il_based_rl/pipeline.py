@@ -78,7 +78,8 @@ def pipeline(config: PipelineConfig) -> Comparison:
     comparison = _compared(config, policies)
     cli.say(f"\n{comparison.markdown()}")
     runs = [read_run(RunFiles(path).folder) for path in policies.values()]
-    page = report(ReportConfig(config.output_dir, seed=config.seed, video=config.video, quiet=config.quiet), runs, comparison)
+    shown_in = ReportConfig(config.output_dir, None, config.env_id, seed=config.seed, video=config.video, quiet=config.quiet)
+    page = report(shown_in, runs, comparison)
     for name, path in {**policies, "demonstrations": demo_path, "report": page}.items():
         cli.say(f"{name[0].upper() + name[1:]:<20}{path}")
     return comparison

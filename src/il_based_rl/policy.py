@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from il_based_rl.config import Activation
+from il_based_rl.config import MAX_LAYERS, Activation
 from il_based_rl.errors import (
     ArchitectureMismatchError,
+    ConfigError,
     FileFormatError,
     NotFiniteError,
     SpaceMismatchError,
+    UnsupportedSpaceError,
 )
 from il_based_rl.fused_mlp import reason_against_forward
 from il_based_rl.heads import action_head
@@ -71,10 +73,21 @@ class MLPPolicy(nn.Module):
         self.hidden_dims, self.activation = tuple(hidden_dims), activation
         self.codec = ObservationCodec(observation_space)
         self.head = action_head(action_space)
+        self._require_readable()
         self.normalizer = RunningNormalizer(self.codec.measured)
         self._kept: _Kept | None = None
         sizes = [self.codec.size, *hidden_dims, self.head.num_outputs]
         self.network = MLP(sizes, activation, last_gain=0.01, generator=generator)
+
+    def _require_readable(self) -> None:
+        """Raise an error now if a checkpoint of this policy would be taken for a damaged one when it is read."""
+        if len(self.hidden_dims) > MAX_LAYERS:
+            raise ConfigError(f"hidden_dims has {len(self.hidden_dims)} sizes; expected at most {MAX_LAYERS}")
+        for space in (self.observation_space, self.action_space):
+            try:
+                numbers_in(space_to_plain(space))
+            except ValueError as error:
+                raise UnsupportedSpaceError(f"the space {space!s:.200} is too large: it has {error}") from error
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features that are not standardised yet, shape (B, O), to the head's outputs, shape (B, num_outputs)."""
@@ -196,7 +209,7 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
     if activation not in ("tanh", "relu"):
         raise FileFormatError(f"the checkpoint describes a policy of {activation!r:.50} units; it is damaged")
-    if len(hidden_dims) > _MOST_LAYERS or not all(type(width) is int and width > 0 for width in hidden_dims):
+    if len(hidden_dims) > MAX_LAYERS or not all(type(width) is int and width > 0 for width in hidden_dims):
         raise FileFormatError(f"the checkpoint describes hidden layers of {hidden_dims[:9]} units; it is damaged")
     weights = sum(a * b for a, b in itertools.pairwise([inputs, *hidden_dims, outputs]))
     if weights > stored:
@@ -207,9 +220,6 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         "hidden_dims": hidden_dims,
         "activation": activation,
     }
-
-
-_MOST_LAYERS = 100
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

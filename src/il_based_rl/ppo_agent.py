@@ -277,6 +277,7 @@ class PPOAgent:
 
     def payload(self) -> dict[str, Any]:
         """Return what `save` writes: copies, so that it stays what it is while learning goes on."""
+        environments = self._since if self._rollouts is None else self._rollouts.state()
         return {
             "kind": KIND,
             "versions": package_versions(),
@@ -290,7 +291,7 @@ class PPOAgent:
                 "optimizer": copied(self.optimizer.state_dict()) if self.optimizer.begun else None,
                 "reward_scaler": copied(self.reward_scaler.state_dict()),
                 "random": {name: generator_state(random) for name, random in self._random.items()},
-                "environments": None if self._rollouts is None else to_plain(self._rollouts.state()),
+                "environments": None if environments is None else to_plain(environments),
             },
             "run": {},
         }

@@ -20,7 +20,8 @@ from il_based_rl.flat_parameters import FlatParameters
 from il_based_rl.functional import ppo_clip_grads, ppo_clip_loss, value_grads
 from il_based_rl.fused_mlp import StackedMLP, numpy_grad
 from il_based_rl.heads import to_tensor
-from il_based_rl.networks import MLP
+from il_based_rl.networks import RunningNormalizer
+from il_based_rl.policy import MLPPolicy
 
 MEASURES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
@@ -29,12 +30,21 @@ MEASURES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"
 class Anchor:
     """A fixed policy that the actor is drawn back to on the states that it visits."""
 
-    network: MLP
-    """That of its outputs, for features standardised as the actor's are."""
+    policy: MLPPolicy
     weight: float = 0.0
     """Of the divergence from it in the loss."""
     divergences: list[float] = field(default_factory=list)
     """Of each minibatch since this was cleared, in nats."""
+
+    def reads_as(self, normalizer: RunningNormalizer) -> bool:
+        """Whether features that the actor has standardised are what this policy reads."""
+        own = self.policy.normalizer
+        pairs = zip(own.state_dict().values(), normalizer.state_dict().values(), strict=True)
+        return all(torch.equal(one, other) for one, other in pairs)
+
+    def read(self, normalized: Tensor, normalizer: RunningNormalizer) -> Tensor:
+        """Return features as this policy standardises them, of those that the actor has; but for what that clipped."""
+        return self.policy.normalizer(normalizer.inverse(normalized))
 
 
 class ReferenceUpdate:
@@ -44,6 +54,7 @@ class ReferenceUpdate:
         self, policy: ActorCriticPolicy, flat: FlatParameters, device: torch.device, anchor: Anchor | None = None
     ) -> None:
         self._policy, self._flat, self._device, self._anchor = policy, flat, device, anchor
+        self._reads_alike = anchor is None or anchor.reads_as(policy.actor.normalizer)
 
     @torch.no_grad()
     def judge(self, features: np.ndarray, raw_actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -79,7 +90,8 @@ class ReferenceUpdate:
     def _divergence(self, inputs: Any, anchor: Anchor) -> Tensor:
         """Return the actor's mean divergence from a fixed policy, a scalar."""
         actor = self._policy.actor
-        divergence = actor.head.divergence(actor.network(inputs), anchor.network(inputs), self._policy.log_std)
+        read = inputs if self._reads_alike else anchor.read(inputs, actor.normalizer)
+        divergence = actor.head.divergence(actor.network(inputs), anchor.policy.network(read), self._policy.log_std)
         anchor.divergences.append(float(divergence.detach()))
         return divergence
 
@@ -89,7 +101,8 @@ class FusedUpdate:
 
     def __init__(self, policy: ActorCriticPolicy, anchor: Anchor | None = None) -> None:
         self._policy, self._anchor = policy, anchor
-        self._anchored = None if anchor is None else anchor.network.as_numpy()
+        self._anchored = None if anchor is None else anchor.policy.network.as_numpy()
+        self._reads_alike = anchor is None or anchor.reads_as(policy.actor.normalizer)
         self._head = policy.actor.head
         self._networks = StackedMLP([policy.actor.network, policy.critic])
         self._log_std = None if policy.log_std is None else policy.log_std.detach().numpy()
@@ -125,7 +138,9 @@ class FusedUpdate:
             if entropy_by_log_std is not None and log_std_grads is not None:
                 log_std_grads -= config.entropy_coef * entropy_by_log_std
         if self._anchor is not None and self._anchored is not None:
-            divergence, by_outputs = head.divergence_grads(outputs, self._anchored(inputs), log_std)
+            normalizer = self._policy.actor.normalizer
+            read = inputs if self._reads_alike else self._anchor.read(torch.from_numpy(inputs), normalizer).numpy()
+            divergence, by_outputs = head.divergence_grads(outputs, self._anchored(read), log_std)
             output_grads += self._anchor.weight * by_outputs
             self._anchor.divergences.append(divergence)
         if self._log_std_grad is not None and log_std_grads is not None:

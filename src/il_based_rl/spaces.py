@@ -1,7 +1,7 @@
 """What a policy reads: observations of any supported space as rows of numbers; and spaces as plain values.
 
 Two forms of an observation are told apart. A *row* is what a data set stores: the raw observation as one array, of a
-Dict or Tuple space the flattened vector. *Features* are what a network reads: float32 of shape (B, O), whole numbers one-hot.
+Dict or Tuple space the flattened vector. *Features* are what a network reads: float32 of shape (B, O), choices one-hot.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class ObservationCodec:
     """Translate between an observation space, the rows that are stored and the features that a network reads.
 
     Args:
-        space: Box of any shape and number type, Discrete, or a Dict or Tuple of these, nested or not.
+        space: Box of any shape and number type, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these, nested or
+            not.
 
     Raises:
         UnsupportedSpaceError: The space, or one inside it, is of another kind.
@@ -34,16 +35,16 @@ class ObservationCodec:
         if isinstance(space, spaces.Dict | spaces.Tuple):
             parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
             self._parts = {key: ObservationCodec(part) for key, part in parts}
-        self._one_hot = isinstance(space, spaces.Discrete)
         self._plain = isinstance(space, spaces.Box)
-        self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
-        flat = space if isinstance(space, spaces.Box | spaces.Discrete) else spaces.flatten_space(space)
-        assert isinstance(flat, spaces.Box | spaces.Discrete)
+        flat = spaces.flatten_space(space) if self._composite else space
         self.row_shape: tuple[int, ...] = flat.shape or ()
         self.row_dtype = np.dtype(flat.dtype)
-        self.bounds = None if isinstance(flat, spaces.Discrete) else (flat.low, flat.high)
+        self.bounds = (flat.low, flat.high) if isinstance(flat, spaces.Box) else None
         """Least and largest numbers of a row, shape row_shape each; None where `row` knows what is allowed."""
-        self.size = int(flat.n) if isinstance(flat, spaces.Discrete) else int(np.prod(flat.shape, dtype=int))
+        self._choices = _choices(space)
+        self._first: Any = space.start if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) else 0
+        self._marks = None if isinstance(space, spaces.MultiBinary) else self._choices
+        self.size = int(np.prod(self.row_shape, dtype=int) if self._marks is None else self._marks.sum())
         if self.size == 0:
             raise UnsupportedSpaceError(f"the observation space {space} holds no numbers to read")
 
@@ -78,7 +79,7 @@ class ObservationCodec:
     def _readable(self, array: np.ndarray) -> np.ndarray:
         if array.dtype.kind not in "biuf":
             raise ValueError(f"the observation holds {array.dtype}, not numbers")
-        if self._one_hot and not ((array >= self._start) & (array < self._start + self.size)).all():
+        if self._choices is not None and not ((array >= self._first) & (array < self._first + self._choices)).all():
             raise ValueError(f"the observation {array.tolist()} is not one of {self.space}")
         return array
 
@@ -120,25 +121,37 @@ class ObservationCodec:
         Raises:
             ValueError: A whole number is not one of its space.
         """
-        if not self._one_hot:
+        if self._marks is None:
             if rows.ndim == 2 and rows.dtype == np.float32:
                 return rows
             return rows.reshape(len(rows), self.size).astype(np.float32, copy=False)
-        rows = self._readable(rows)
+        chosen = (self._readable(rows).astype(np.int64) - self._first).reshape(len(rows), -1)
+        begins = np.cumsum(self._marks) - self._marks.ravel()
         one_hot = np.zeros((len(rows), self.size), np.float32)
-        one_hot[np.arange(len(rows)), rows.astype(np.int64) - self._start] = 1.0
+        one_hot[np.arange(len(rows))[:, None], begins + chosen] = 1.0
         return one_hot
+
+
+def _choices(space: gym.Space[Any]) -> np.ndarray | None:
+    """Return how many whole numbers a space allows in each place, of a row's shape; None where it is not so."""
+    if isinstance(space, spaces.Discrete):
+        return np.array(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.astype(np.int64)
+    return np.full(space.shape, 2) if isinstance(space, spaces.MultiBinary) else None
 
 
 def _require_supported(part: gym.Space[Any], whole: gym.Space[Any]) -> None:
     if isinstance(part, spaces.Dict | spaces.Tuple):
+        if not part.spaces:
+            raise UnsupportedSpaceError(f"the observation space {whole} holds no numbers to read in {part}")
         for inner in part.spaces.values() if isinstance(part, spaces.Dict) else part.spaces:
             _require_supported(inner, whole)
-    elif not isinstance(part, spaces.Box | spaces.Discrete):
+    elif not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         inside = "" if part is whole else f" inside {type(whole).__name__}"
         raise UnsupportedSpaceError(
-            f"observation space {part}{inside} is not supported; expected Box, Discrete, or a Dict or Tuple of these "
-            "(a gymnasium.ObservationWrapper can translate it)"
+            f"observation space {part}{inside} is not supported; expected Box, Discrete, MultiDiscrete, MultiBinary, "
+            "or a Dict or Tuple of these (a gymnasium.ObservationWrapper can translate it)"
         )
 
 
@@ -146,8 +159,8 @@ def _measured(space: gym.Space[Any]) -> np.ndarray:
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else list(space.spaces)
         return np.concatenate([_measured(part) for part in parts])
-    if isinstance(space, spaces.Discrete):
-        return np.zeros(int(space.n), bool)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return np.zeros(ObservationCodec(space).size, bool)
     return np.ones(int(np.prod(space.shape or (1,), dtype=int)), bool)
 
 

@@ -78,7 +78,8 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
         if dataset.num_episodes < config.max_demos:
             cli.notice(f"{config.demo_path} holds no more than {dataset.num_episodes} episodes; all are used")
         dataset = dataset.episodes[: config.max_demos]
-    agent, config = _begin(config, dataset, checkpoint)
+    with fitting_threads(config.hidden_dims):  # by which initial weights differ too
+        agent, config = _begin(config, dataset, checkpoint)
     agent.require_fits(dataset)
     with fitting_threads(config.hidden_dims), _judge(config, agent) as judge:
         files.require_writable()

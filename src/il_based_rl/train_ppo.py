@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from il_based_rl import cli
 from il_based_rl.config import TrainPPOConfig, from_plain
-from il_based_rl.errors import FileFormatError, ResumeError, TimeIsUp, UserError
+from il_based_rl.errors import ConfigError, FileFormatError, ResumeError, TimeIsUp, UserError
 from il_based_rl.experiment import (
     Checkpoint,
     own_settings,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
 _SHAPE = ("hidden_dims", "activation", "initial_log_std")
-_FIXED_AT_RESUME = ("env_id", "num_envs", "seed", *_SHAPE)
+_FIXED_AT_RESUME = ("env_id", "num_envs", "seed", "eval_episodes", *_SHAPE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -165,8 +165,11 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
         return fresh_agent(config, envs), config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
+    if config.preset and not stored.preset:
+        raise ConfigError(f"--preset is for a run that begins, and {path} was trained without it; leave the flag out")
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
-    fixed = _FIXED_AT_RESUME if payload["run"] else ("hidden_dims", "seed")  # an agent saved by itself knows no more
+    # An agent that was saved by itself knows no more than these.
+    fixed = _FIXED_AT_RESUME if payload["run"] else ("hidden_dims", "activation", "seed")
     require_unchanged(path, stored, config, fixed)
     require_unchanged(path, stored.ppo, config.ppo, ("normalize_obs", "normalize_reward"))
     agent = PPOAgent.from_payload(payload, path, config.hidden_dims, device=config.device)
@@ -191,8 +194,9 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
     if not isinstance(run, dict) or "settings" in run:
         return stored_settings(checkpoint, TrainPPOConfig, "train-ppo")
     try:
-        own = {"hidden_dims": payload["architecture"]["hidden_dims"], "seed": payload["training"]["seed"]}
-        return from_plain(TrainPPOConfig, own | {"ppo": payload["training"]["config"]})
+        shape = {name: payload["architecture"][name] for name in ("hidden_dims", "activation")}
+        own = {"seed": payload["training"]["seed"], "ppo": payload["training"]["config"]}
+        return from_plain(TrainPPOConfig, shape | own)
     except UserError:
         raise
     except Exception as error:  # what a foreign file holds may be wrong in any way

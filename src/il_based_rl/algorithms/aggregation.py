@@ -19,7 +19,7 @@ from il_based_rl.config import DaggerConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import ConfigError, FileFormatError, ResumeError, SpaceMismatchError
 from il_based_rl.evaluate import EvaluationResult, play_evaluation
-from il_based_rl.interop import actor_from, mixture
+from il_based_rl.interop import actor_from, mixture, told_distribution
 from il_based_rl.policy import copied, load_parameters, require_counts
 from il_based_rl.rollout import EpisodePlayers
 from il_based_rl.seeding import generator, start_seeds
@@ -149,11 +149,11 @@ class Aggregation:
         """Raise SpaceMismatchError now if the loss needs distributions that nobody will tell."""
         if self.config.bc.loss != "kl":
             return
-        tell, space = getattr(self.expert, "action_distribution", None), self._players.observation_space
+        space, actions = self._players.observation_space, self._players.action_space
         space.seed(self.seed)
         row = self._players.codec.row(space.sample())
         lacking = self._demos is not None and self._demos.distributions is None
-        if tell is None or tell(row[None]) is None or lacking:
+        if lacking or told_distribution(self.expert, row[None], actions) is None:
             who = "the demonstrations do not hold it" if lacking else "this expert does not tell it"
             raise SpaceMismatchError(f"--loss kl needs the expert's distribution of actions, and {who}; choose another loss")
 

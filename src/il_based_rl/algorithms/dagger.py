@@ -55,8 +55,7 @@ def dagger(expert: Any, env_id: str, **settings: Any) -> tuple[BCAgent, DemoData
     from il_based_rl.experiment.hardware import fitting_threads
 
     config = _with_seed(DaggerConfig(env_id=env_id, **settings))
-    learner = _started(config, expert)
-    with contextlib.closing(learner), fitting_threads(config.hidden_dims):
+    with fitting_threads(config.hidden_dims), contextlib.closing(_started(config, expert)) as learner:
         for _ in learner.learn():
             pass
     assert learner.asked is not None
@@ -103,8 +102,8 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
     files = RunFiles(config.save_path)
     config = _with_seed(config) if checkpoint is None else _going_on(config, checkpoint)
     with contextlib.ExitStack() as stack:
-        learner = stack.enter_context(contextlib.closing(_started(config, load_agent(config.expert), checkpoint)))
         stack.enter_context(fitting_threads(config.hidden_dims))
+        learner = stack.enter_context(contextlib.closing(_started(config, load_agent(config.expert), checkpoint)))
         if checkpoint is not None:
             learner.restore(checkpoint[1], checkpoint[0], _asked_by(checkpoint, files))
         files.require_writable()

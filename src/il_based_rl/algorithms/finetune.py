@@ -53,10 +53,11 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
     Example:
         expert = finetune(BCAgent.load("checkpoints/bc_student.pt"), "Hopper-v5", 200_000, num_envs=4, seed=0)
     """
+    from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.ppo_agent import PPOAgent
 
     config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
-    with _world(config) as (envs, players):
+    with fitting_threads(student.hidden_dims), _world(config) as (envs, players):
         demos = _demos(config, envs)
         config = _with_std(config, student, players)
         tuner = _started(config, student, envs, demos)
@@ -117,18 +118,19 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
             cli.notice(f"the run is finished: it has {agent.env_steps} steps")
             if tuner.settled and (checkpoint is None or files.complete(checkpoint)):
                 return PPOAgent.from_payload(tuner.payload(), config.save_path, device=config.device)
+        settings = asdict(config) | {"demonstrations": None if demos is None else demos.fingerprint}
         label = f"{config.env_id}_{config.total_timesteps}"
         step = agent.env_steps
         bar = cli.Progress("fine-tuning", config.total_timesteps, "step", initial=agent.env_steps, quiet=config.quiet)
         updates = tuner.learn(envs, config.total_timesteps)
         run = Run(
             files,
-            asdict(config),
+            settings,
             numerics=numerics(config.device),
             resumed_from=checkpoint,
             step=step,
             level=agent.resume_level,
-            open_sinks=lambda: open_sinks(config.tracking, asdict(config), label, files.folder, step),
+            open_sinks=lambda: open_sinks(config.tracking, settings, label, files.folder, step),
         )
         with contextlib.suppress(TimeIsUp), bar, run:
             if tuner.clone_returns is None:
@@ -195,7 +197,7 @@ def _settled(tuner: GuardedPPO, config: FinetuneConfig) -> Estimate:
     from il_based_rl.seeding import generator, start_seeds
 
     agent = tuner.agent
-    seeds = list(start_seeds(agent.seed, "evaluation", config.final_episodes, key=4))
+    seeds = list(start_seeds(agent.seed, "evaluation", config.final_episodes, key=4 + agent.env_steps))
     with EpisodePlayers(config.env_id, len(seeds), bounds=config.bounds) as players:
         return tuner.settle(
             lambda: play_evaluation(agent, players, seeds, quiet=config.quiet).returns, generator(agent.seed, "comparison")
@@ -272,6 +274,7 @@ def _begun(
     """Return a fresh learner or the resumed one, and the settings made complete."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
     from il_based_rl.checkpoint import load_agent
+    from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.policy import require_spaces
     from il_based_rl.ppo_agent import PPOAgent
 
@@ -280,12 +283,16 @@ def _begun(
         actor = student.policy.actor if isinstance(student, PPOAgent) else student.policy
         require_spaces(actor, envs.observation_space, envs.action_space, config.checkpoint, config.env_id)
         files.require_writable()  # which makes folders; what follows may take a while, and play
-        config = _with_std(_with_seed(config), student, players)
-        return _started(config, student, envs, demos), config
+        with fitting_threads(student.hidden_dims):  # by which initial weights differ too
+            config = _with_std(_with_seed(config), student, players)
+            return _started(config, student, envs, demos), config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
     require_unchanged(path, stored, config, _FIXED_AT_RESUME)
+    shown = None if demos is None else demos.fingerprint
+    if payload["run"]["settings"].get("demonstrations", shown) != shown:
+        raise ResumeError(f"{config.demo_path} holds other demonstrations than those that {path} was trained on")
     tuner = GuardedPPO.from_payload(payload, path, config.guard, config.ppo, device=config.device, demos=demos)
     require_spaces(tuner.agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
     return tuner, config
@@ -302,7 +309,7 @@ def _stored_settings(checkpoint: Checkpoint) -> FinetuneConfig:
     """Return the settings of the run that wrote a checkpoint."""
     if "finetune" not in checkpoint[1]:
         raise ResumeError(f"{checkpoint[0]} is no checkpoint of finetune; give it as --checkpoint to begin from")
-    return stored_settings(checkpoint, FinetuneConfig, "finetune")
+    return stored_settings(checkpoint, FinetuneConfig, "finetune", beside=("demonstrations",))
 
 
 def _line(step: int, metrics: dict[str, float]) -> str:

@@ -62,7 +62,7 @@ class GuardedPPO:
         self._optimizer.load_state_dict(state)
         agent.optimizer, agent.penalty = self._optimizer, self._penalty
         self._clone = copy.deepcopy(anchor).to(agent.device).requires_grad_(False)
-        self._anchor = Anchor(self._clone.network)
+        self._anchor = Anchor(self._clone)
         self._demos = None if demos is None else self._prepared(demos)
         self._draws = generator(agent.seed, "minibatch order", 1)
         self.warming, self.rollouts, self.updates = guard.warmup_rollouts > 0, 0, 0
@@ -162,6 +162,8 @@ class GuardedPPO:
     def _watched(self, updates: Iterator[Progress]) -> Iterator[Progress]:
         for progress in updates:
             moved = not self.warming
+            if not moved:  # else actions would move with the statistics that they are read by
+                self.agent.policy.actor.normalizer.load_state_dict(self._clone.normalizer.state_dict())
             self._advance(progress.metrics["explained_variance"])
             facts = {"actor_moves": float(moved), "actor_lr": self._optimizer.shares[0] * self._optimizer.lr}
             if (log_std := self.agent.policy.log_std) is not None:
@@ -174,6 +176,8 @@ class GuardedPPO:
     def _advance(self, explained_variance: float) -> None:
         """Go on to the next update: end the warm-up, move the schedules, bound the standard deviation."""
         self.rollouts += 1
+        if self.settled and self.clone_returns is not None and self._best_is_the_clone():
+            self.best_mean = float(self.clone_returns.mean())  # and no longer that of the lucky one that was refused
         self.settled = False
         if not self.warming:
             self.updates += 1
@@ -181,6 +185,9 @@ class GuardedPPO:
             self.warming = False
         self._bound_std()
         self._schedule()
+
+    def _best_is_the_clone(self) -> bool:
+        return all(torch.equal(tensor, self.best[f"actor.{name}"]) for name, tensor in self._clone.state_dict().items())
 
     def _schedule(self) -> None:
         guard = self.guard
@@ -204,14 +211,14 @@ class GuardedPPO:
         policy, (shown, raw) = self.agent.policy, self._demos
         drawn = torch.from_numpy(self._draws.integers(len(shown), size=_DEMO_BATCH)).to(shown.device)
         with torch.enable_grad():
-            log_probs = policy.actor.head.log_prob(policy.actor.network(shown[drawn]), policy.log_std, raw[drawn])
+            log_probs = policy.actor.head.log_prob(policy.actor(shown[drawn]), policy.log_std, raw[drawn])
             (-self._bc_weight * log_probs.mean()).backward()
 
     def _prepared(self, demos: DemoDataset) -> tuple[Tensor, Tensor]:
-        """Return standardised features and raw actions of demonstrations, as tensors."""
+        """Return features and raw actions of demonstrations, as tensors."""
         actor, device = self.agent.policy.actor, self.agent.device
         features = to_tensor(actor.codec.features(demos.observations), device)
-        return actor.normalizer(features), to_tensor(actor.head.from_env(demos.actions), device)
+        return features, to_tensor(actor.head.from_env(demos.actions), device)
 
     def judge(self, returns: np.ndarray, random: np.random.Generator) -> Estimate:
         """Compare the present policy with the clone, from the same start states; keep it, or go back to the best one.

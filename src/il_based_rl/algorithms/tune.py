@@ -94,6 +94,7 @@ def tune(config: TuneConfig) -> Settings:
         study = _study(config)
         for cut_off in study.get_trials(states=(states.RUNNING,)):
             study.tell(cut_off.number, state=states.FAIL)
+        _enqueue_defaults(study)
         ended = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
         cli.say(f"Searching settings of PPO for {config.env_id}: {config.trials} trials, {ended} of them done...")
         asked = (study.ask() for _ in range(config.trials - ended))  # each once a process is free for it
@@ -262,12 +263,19 @@ def _study(config: TuneConfig) -> optuna.Study:
         known = {"rollout", "lr", *_CHOICES}
         if others := sorted({name for trial in study.trials for name in trial.params} - known):
             raise ResumeError(f"{config.save_path} searched {', '.join(others)} too, which is gone; choose another --save-path")
-    else:
-        study.enqueue_trial({"rollout": "1 x 2048", **{name: _defaults()[name] for name in ("lr", *_CHOICES)}})
     study.set_user_attr("settings", asdict(config))
     draws = int(generator(config.seed, "search", 2, len(study.trials)).integers(2**31))  # one that goes on draws other settings
     study.sampler = optuna.samplers.TPESampler(seed=draws, multivariate=True)
     return study
+
+
+def _enqueue_defaults(study: optuna.Study) -> None:
+    """Let the defaults be tried next, unless they were tried to an end or wait already."""
+    states = _optuna().trial.TrialState
+    usual = {"rollout": "1 x 2048", **{name: _defaults()[name] for name in ("lr", *_CHOICES)}}
+    known = study.get_trials(states=(states.COMPLETE, states.PRUNED, states.WAITING))
+    if not any(trial.state == states.WAITING or trial.params == usual for trial in known):
+        study.enqueue_trial(usual)
 
 
 def _require_search(path: Path) -> None:

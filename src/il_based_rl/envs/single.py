@@ -39,8 +39,10 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
             env = gym.make(registration, disable_env_checker=True, **settings)
             _ = env.observation_space, env.action_space  # what every environment has
         except (gym.error.DependencyNotInstalled, ImportError) as error:
-            missing = getattr(error, "name", None)
+            missing, module = getattr(error, "name", None), env_id.partition(":")[0]
             remedy = "" if "pip install" in str(error) else f" (pip install {missing or 'what it names'})"
+            if f"No module named {module!r}" in str(error):  # it may be a file of the user's own
+                remedy = f" (run from the folder that {module} lies in, or install the package that holds it)"
             raise MissingExtraError(
                 f"environment {env_id} needs a package that is missing or unfit: {error}{remedy}"
             ) from error

@@ -67,11 +67,14 @@ class VectorEnvs:
             EnvironmentFaultError: They failed, or gave an observation that is not finite, or outside strict bounds.
         """
         self._begin()
-        every_seed: Any = {} if seeds is None else {"seed": list(seeds)}  # annotated as one seed only; one for each is taken
+        told: Any = {}
         if seeds is not None:
-            self._seeds = list(seeds)
+            # Gymnasium's two take one seed for each environment; of any other it is only known that it takes one for all.
+            each = isinstance(self._envs.unwrapped, gym.vector.SyncVectorEnv | gym.vector.AsyncVectorEnv)
+            self._seeds = list(seeds) if each else [seeds[0]] * self.num_envs
+            told["seed"] = list(seeds) if each else seeds[0]
         try:
-            rows = self._codec.rows(self._envs.reset(**every_seed)[0])[0]
+            rows = self._codec.rows(self._envs.reset(**told)[0])[0]
         except Exception as error:  # another author's code may fail in any way
             raise self._failure("at reset", error) from error
         self._require_sound(rows, np.zeros(self.num_envs), rows)

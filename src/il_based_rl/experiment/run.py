@@ -48,13 +48,14 @@ class RunFiles:
         checkpoints/ppo_agent/best.pt                 the best policy by evaluation
         checkpoints/ppo_agent/step_0000010240.pt      the last three periodic checkpoints
 
-    A save path that does not end in `.pt` has its folder under the name with `.run` behind it.
+    A save path of any other suffix (letters after the last dot) has its folder named likewise; one without has it under the
+    name with `.run` behind it, as `run_0.001` and `run_0.002` are two runs.
     """
 
     def __init__(self, save_path: str | Path) -> None:
         self.save_path = Path(save_path)
-        named_like_file = self.save_path.with_suffix("") if self.save_path.suffix == ".pt" else None
-        self.folder = named_like_file or self.save_path.with_name(self.save_path.name + ".run")
+        has_suffix = self.save_path.suffix[1:].isalpha()
+        self.folder = self.save_path.with_suffix("") if has_suffix else self.save_path.with_name(self.save_path.name + ".run")
         self.metrics = self.folder / "metrics.jsonl"
         self.best = self.folder / "best.pt"
 

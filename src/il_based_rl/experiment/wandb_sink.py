@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import configparser
 import datetime
 import importlib
 import netrc
 import os
 import socket
 import urllib.parse
+import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from il_based_rl.cli import notice
@@ -52,19 +55,34 @@ def require_wandb() -> Any:
 
 def _reachable_mode() -> str:
     """Decide before the first call, as a call without an account or a network fails, or waits for minutes."""
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = os.environ.get("WANDB_BASE_URL") or _stored_address() or "https://api.wandb.ai"
+    kept = "the run is kept offline, see wandb sync (WANDB_MODE=online tries all the same)"
     try:
         address = urllib.parse.urlsplit(host)
         host = address.hostname or host
         if not (os.environ.get("WANDB_API_KEY") or _stored_key(host)):
-            notice("Weights & Biases: no account found (WANDB_API_KEY, wandb login); the run is kept offline, see wandb sync")
+            notice(f"Weights & Biases: no account found (WANDB_API_KEY, wandb login); {kept}")
             return "offline"
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+        # Behind a proxy nothing else can be reached, names of hosts included.
+        proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(address.scheme)
+        reached = address if proxy is None else urllib.parse.urlsplit(proxy)
+        port = reached.port or (80 if reached.scheme == "http" else 443)
+        socket.create_connection((reached.hostname or host, port), timeout=_CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:  # ValueError: no address at all
-        notice(f"Weights & Biases: {host} is out of reach ({error}); the run is kept offline, see wandb sync")
+        notice(f"Weights & Biases: {host} is out of reach ({error}); {kept}")
         return "offline"
     return "online"
+
+
+def _stored_address() -> str | None:
+    """Return the server that `wandb login --host` has noted, if any."""
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(folder / "settings", encoding="utf-8")
+        return settings.get("default", "base_url", fallback=None)
+    except (OSError, UnicodeDecodeError, configparser.Error):
+        return None
 
 
 def _stored_key(host: str) -> bool:

@@ -8,12 +8,22 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from il_based_rl.errors import FileFormatError, FileMissingError
+from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError
 from il_based_rl.signals import signals_held
 
 MAX_BYTES = 2**32
 """A file larger than this is refused, before memory is asked for."""
-_MAX_MEMBERS = 10_000
+MAX_MEMBERS = 10_000
+"""So is one of more parts."""
+
+
+def require_readable(path: str | Path, size: int, members: int) -> None:
+    """Raise FileWriteError if a file of this size, in bytes, and of so many parts would be refused when it is read."""
+    if size > MAX_BYTES or members > MAX_MEMBERS:
+        raise FileWriteError(
+            f"cannot write {path}: it would be of {size:,} bytes in {members:,} parts, and files are read up to {MAX_BYTES:,} "
+            f"bytes and {MAX_MEMBERS:,} parts; take fewer episodes or environments, or smaller networks"
+        )
 
 
 def read_archive(path: str | Path, what: str) -> dict[str, bytes]:
@@ -55,7 +65,7 @@ def _members(whole: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = archive.infolist()
         names = {member.filename.casefold() for member in members}
-        if len(members) > _MAX_MEMBERS or len(names) < len(members):
+        if len(members) > MAX_MEMBERS or len(names) < len(members):
             raise ValueError("it has too many parts, or two of one name")
         if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
             raise ValueError("it is compressed or encrypted, which files of this package are not")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from il_based_rl.errors import FileFormatError
-from il_based_rl.files.archives import pack, read_archive
+from il_based_rl.files.archives import pack, read_archive, require_readable
 from il_based_rl.files.instructions import require_plain
 from il_based_rl.files.writing import atomic_file
 from il_based_rl.signals import signals_held
@@ -27,13 +28,16 @@ def write_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     """Write tensors and plain values as one `.pt` file.
 
     Raises:
-        FileWriteError: See `atomic_path`.
+        FileWriteError: See `atomic_path`; or it would be larger than what is read.
     """
     import torch
 
     image = io.BytesIO()  # in memory first: on a full disk torch's own writer fails in ways of its own
     with signals_held():
         torch.save({"format": _FORMAT, "format_version": _VERSION, **payload}, image)
+        with zipfile.ZipFile(image) as archive:
+            members = len(archive.infolist())
+    require_readable(path, len(image.getbuffer()), members)
     with atomic_file(path) as handle:
         handle.write(image.getbuffer())
 

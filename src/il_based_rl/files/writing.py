@@ -9,6 +9,7 @@ import itertools
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_TRIES, _PAUSE = 10, 0.02
 
 
 @contextlib.contextmanager
@@ -123,7 +126,7 @@ def exclusive(path: Path) -> Iterator[None]:
     with handle:
         if fcntl is not None:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _locked(handle)
             except BlockingIOError as error:
                 handle.seek(0)
                 holder = handle.read(200).decode(errors="replace").strip() or "another process"
@@ -138,10 +141,43 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what a killed process has left half-written in a folder; of one file if a name is given, else of all."""
+def _locked(handle: IO[bytes]) -> None:
+    """Lock a file; one who only asked whether it is held lets it go at once, so that it is tried a few times."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_PAUSE)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def sweep(folder: Path, name: str | None = None, *, held: bool = True) -> None:
+    """Remove what a killed process has left half-written in a folder.
+
+    Args:
+        folder: Where.
+        name: Of one file; None means all.
+        held: Whether a lock says that nobody else writes there; without one, what a living process has begun stays.
+    """
     for leftover in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
-        remove_file(leftover)
+        of_another = name is not None and "." in leftover.name[len(name) + 2 : -len(".tmp")]  # as `x.pt` is for `x`
+        if not of_another and (held or not _is_begun_by_the_living(leftover)):
+            remove_file(leftover)
+
+
+def _is_begun_by_the_living(temporary: Path) -> bool:
+    process = temporary.suffixes[-2][1:]
+    if not process.isdecimal():
+        return False
+    if os.name != "posix":  # where asking would end it
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def require_writable(path: str | Path) -> None:

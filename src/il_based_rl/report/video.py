@@ -172,7 +172,8 @@ def video(config: VideoConfig) -> None:
     require_writable(config.save_path)
     agent, speed = load_agent(config.checkpoint), frames_per_second(config.env_id)
     seeds = start_seeds(config.seed, "evaluation", config.num_episodes)
-    filmed = (film(agent, config.env_id, seed, deterministic=config.deterministic) for seed in seeds)
+    how: dict[str, Any] = {"max_frames": config.max_frames, "deterministic": config.deterministic}
+    filmed = (film(agent, config.env_id, seed, **how) for seed in seeds)
     with fitting_threads(agent.hidden_dims):
         frames = itertools.islice(itertools.chain.from_iterable(filmed), config.max_frames)
         count = write_video(config.save_path, frames, speed)
