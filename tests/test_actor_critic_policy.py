@@ -129,7 +129,7 @@ def test_the_actors_statistics_are_saved_with_the_policy():
     assert state["actor.normalizer.variance"].tolist() == [1.0, 4.0]
 
 
-@pytest.mark.parametrize("spaces_given", [(spaces.MultiBinary(3), BOX), (PLANE, spaces.Text(3))], ids=["observation", "action"])
+@pytest.mark.parametrize("spaces_given", [(spaces.Text(3), BOX), (PLANE, spaces.Text(3))], ids=["observation", "action"])
 def test_other_kinds_of_spaces_are_refused(spaces_given):
     with pytest.raises(UnsupportedSpaceError, match="is not supported; expected Box, Discrete"):
         ActorCriticPolicy(*spaces_given)

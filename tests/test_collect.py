@@ -163,7 +163,7 @@ def test_the_filter_gives_up_at_its_limit_and_says_what_was_reached(max_attempts
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_episodes": 0}, "num-episodes must be above 0, got 0"),
+        ({"num_episodes": 0}, "num-episodes must be above 0 and at most 1000000, got 0"),
         ({"num_episodes": -3}, "got -3"),
         ({"num_episodes": 3, "max_attempts": 2}, "max-attempts must be at least --num-episodes 3, got 2"),
         ({"num_episodes": 3, "min_return": float("nan")}, "min-return must be a number, got nan"),

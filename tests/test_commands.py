@@ -15,7 +15,7 @@ import toy_envs  # noqa: F401 - registers the environments
 from toy_envs import STILL, Steady
 
 from il_based_rl import __main__ as front_door
-from il_based_rl import __version__, collect, doctor, evaluate, pipeline, train, train_ppo
+from il_based_rl import __version__, cli, collect, doctor, evaluate, pipeline, train, train_ppo
 from il_based_rl.agent import BCAgent
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, TrainPPOConfig
@@ -440,4 +440,59 @@ def test_from_a_shell_bad_input_is_one_line_and_exit_code_2(command, tmp_path, m
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert command[-1] in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_finds_a_module_of_the_folder_that_it_is_run_in(tmp_path, monkeypatch):
+    text = "import gymnasium as gym\ngym.register('mine/Pole-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    (tmp_path / "my_own_poles.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    flags = ["train-ppo", "--env-id", "my_own_poles:mine/Pole-v0", "--total-timesteps", "64", "--n-steps", "64"]
+    done = run_shell(str(Path(sys.executable).with_name("il-rl")), *flags)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path.parent)
+    done = run_shell(str(Path(sys.executable).with_name("il-rl")), *flags)
+    assert done.returncode == 2
+    assert "run from the folder that my_own_poles lies in" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError("8 GiB"), 1),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1),
+        (RuntimeError("another"), None),
+    ],
+    ids=["Python", "torch", "CUDA", "another error"],
+)
+def test_memory_that_cannot_be_had_is_one_line(error, code, capsys):
+    def command():
+        raise error
+
+    if code is None:
+        with pytest.raises(RuntimeError, match="another"):
+            cli.run(command)
+        return
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(command)
+    assert leaving.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory: ")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "collect"])
+def test_more_episodes_than_there_are_start_states_are_refused(command, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        MODULES[command].main(["--num-episodes", "1000000000"])
+    assert leaving.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--num-episodes must be" in line
+    assert "1000000" in line
+
+
+def test_a_collection_without_its_expert_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        collect.main(["--checkpoint", "none.pt", "--save-path", "demos/d.npz"])
     assert list(tmp_path.iterdir()) == []

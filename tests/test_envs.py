@@ -233,3 +233,22 @@ def test_closing_closes_every_environment():
         for player in envs._players:
             player.env.unwrapped.close = lambda player=player: closed.append(player.index)
     assert closed == [0, 1, 2]
+
+
+class Native(gym.vector.VectorEnv):
+    """Takes one seed for all, as Gymnasium says of vector environments."""
+
+    def __init__(self):
+        self.num_envs = 2
+        self.single_observation_space = self.single_action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, (2, 1)).astype(np.float32), {}
+
+
+def test_a_vector_environment_of_its_own_kind_is_given_one_seed():
+    envs = as_envs(Native())
+    first = envs.reset([5, 6])
+    np.testing.assert_array_equal(first, envs.reset([5, 9]))
+    assert not np.array_equal(first, envs.reset([7, 6]))

@@ -462,3 +462,16 @@ def test_a_signal_anywhere_in_the_work_on_a_file_is_neither_lost_nor_taken_for_d
         sys.settrace(None)
         signal.signal(signal.SIGTERM, previous)
     assert struck > 200
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    (tmp_path / "a.pt").write_text("old")
+    with pytest.raises(FileWriteError, match=r"parts.*take fewer episodes or environments"):
+        files.write_checkpoint(tmp_path / "a.pt", {"rows": [torch.zeros(1) for _ in range(10_001)]})
+    assert (tmp_path / "a.pt").read_text() == "old"
+    monkeypatch.setattr("il_based_rl.files.archives.MAX_BYTES", 100_000)
+    with pytest.raises(FileWriteError, match="files are read up to 100,000 bytes"):
+        write_arrays(tmp_path / "a.npz", {"x": np.zeros(20_000)}, {})
+    with pytest.raises(FileWriteError, match="files are read up to 100,000 bytes"):
+        files.write_checkpoint(tmp_path / "a.pt", {"x": torch.zeros(50_000)})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]

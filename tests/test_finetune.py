@@ -429,6 +429,16 @@ def test_a_run_that_is_interrupted_while_it_is_judged_last_is_judged_again(monke
 
 
 @pytest.mark.usefixtures("saved")
+def test_other_demonstrations_under_the_same_name_are_refused(clone, capsys):
+    main(RUN.split())
+    replace(clone[1], actions=-clone[1].actions).save("demos.npz")
+    with pytest.raises(SystemExit) as leaving:
+        main(["finetune", "--resume", "--save-path", "c/f.pt", "--total-timesteps", "1024"])
+    assert leaving.value.code == 2
+    assert "demos.npz holds other demonstrations than those that c/f.pt was trained on" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("saved")
 @pytest.mark.parametrize("nth", [1, 2, 4])
 def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(nth, monkeypatch):
     main(RUN.split())

@@ -200,13 +200,13 @@ def test_rewards_are_divided_by_the_spread_of_the_returns_and_not_moved():
     scaler = RewardScaler()
     scaler.update(np.array([[0.0], [40.0]]))
     assert scaler.scale == pytest.approx(20.0, rel=1e-9)
-    np.testing.assert_allclose(scaler.scaled(np.array([[10.0, 0.0, -30.0]])), [[0.5, 0.0, -1.5]], rtol=1e-9)
+    np.testing.assert_allclose(scaler.scaled(np.array([[10.0, 0.0, -30.0]]), 10.0), [[0.5, 0.0, -1.5]], rtol=1e-9)
 
 
 def test_scaled_rewards_are_clipped():
-    scaler = RewardScaler(clip=2.0)
+    scaler = RewardScaler()
     scaler.update(np.array([[0.0], [2.0]]))
-    np.testing.assert_allclose(scaler.scaled(np.array([5.0, -5.0, 1.5])), [2.0, -2.0, 1.5], rtol=1e-7)
+    np.testing.assert_allclose(scaler.scaled(np.array([5.0, -5.0, 1.5]), 2.0), [2.0, -2.0, 1.5], rtol=1e-7)
 
 
 def test_the_scale_is_that_of_all_returns_so_far():

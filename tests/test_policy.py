@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from il_based_rl.errors import (
     ArchitectureMismatchError,
+    ConfigError,
     FileFormatError,
     NotFiniteError,
     SpaceMismatchError,
@@ -387,3 +388,17 @@ def test_an_observation_that_is_not_finite_is_refused(fault, action_space):
         policy.predict(np.array([0.5, fault], np.float32))
     with pytest.raises(NotFiniteError, match="not finite"):
         policy.predict(np.array([[0.5, 0.5], [fault, 0.5]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ((PLANE, spaces.Discrete(2), (2,) * 101), ConfigError, "101 sizes; expected at most 100"),
+        ((spaces.Discrete(70_000), spaces.Discrete(2), (2,)), UnsupportedSpaceError, "is too large"),
+        ((PLANE, spaces.Discrete(70_000), (2,)), UnsupportedSpaceError, "is too large"),
+    ],
+    ids=["layers", "observation", "action"],
+)
+def test_a_policy_that_no_file_could_hold_is_refused(given, error, says):
+    with pytest.raises(error, match=says):
+        MLPPolicy(*given)

@@ -872,3 +872,42 @@ def test_a_kept_batch_is_not_overwritten_by_the_next_rollout(monkeypatch):
         for name in ("normalized", "raw_actions", "log_probs", "advantages", "returns"):
             assert np.array_equal(getattr(batch, name), getattr(then, name)), name
     assert not np.array_equal(kept[0][0].normalized, kept[1][0].normalized)
+
+
+def test_gymnasiums_own_choice_of_a_vector_environment_can_be_learned_in():
+    envs = gym.make_vec("CartPole-v1", 4)
+    agent = PPOAgent.for_spaces(envs.single_observation_space, envs.single_action_space, replace(PLAIN, n_steps=16), seed=0)
+    assert [progress.env_steps for progress in agent.learn(envs, 128)] == [64, 128]
+
+
+def test_an_agent_that_is_loaded_and_saved_again_goes_on_all_the_same(tmp_path):
+    with InProcessEnvs("Pendulum-v1") as envs:
+        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, replace(PLAIN, n_steps=30), seed=0)
+        for _ in agent.learn(envs, 60):
+            pass
+        agent.save(tmp_path / "a.pt")
+    PPOAgent.load(tmp_path / "a.pt").save(tmp_path / "b.pt")
+    ended = []
+    for name in ("a.pt", "b.pt"):
+        again = PPOAgent.load(tmp_path / name)
+        with InProcessEnvs("Pendulum-v1") as envs:
+            for _ in again.learn(envs, 120):
+                pass
+        assert again.resume_level == "exact"
+        ended.append(again.policy.state_dict())
+    assert all(torch.equal(tensor, ended[1][name]) for name, tensor in ended[0].items())
+
+
+def test_rewards_are_clipped_where_they_are_told_to_be():
+    most = {}
+    for clip in (10.0, 0.01):
+        config = replace(PLAIN, n_steps=64, gamma=0.0, gae_lambda=0.0, normalize_reward=True, reward_clip=clip)
+        with InProcessEnvs("Pendulum-v1") as envs:
+            agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, config, seed=0)
+            real, seen = agent.update, []
+            agent.update = lambda batch, real=real, seen=seen: seen.append(batch.returns) or real(batch)
+            for _ in agent.learn(envs, 64):
+                pass
+        most[clip] = float(np.abs(seen[0]).max())  # of a discount of 0, returns are rewards
+    assert most[0.01] == pytest.approx(0.01, rel=1e-4)
+    assert 0.1 < most[10.0] < 10.0

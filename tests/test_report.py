@@ -588,3 +588,15 @@ def test_a_figure_takes_the_ink_of_the_page():
     assert "#010203" not in text
     assert 'aria-label="what it &quot;shows&quot;"' in text
     assert text == svg(learning_curves({"a": [([0.0, 1.0], [0.0, 1.0])]}, "steps", "return"), 'what it "shows"')
+
+
+def test_the_command_films_as_many_frames_as_it_is_told(capsys, monkeypatch):
+    train("c/a.pt")
+    monkeypatch.setattr(video_module, "require_encoder", lambda: None)
+    monkeypatch.setattr(video_module, "write_video", lambda path, frames, speed: len(list(frames)))
+    monkeypatch.setattr(film, "__kwdefaults__", {**film.__kwdefaults__, "max_frames": 2})
+    for told, frames in ((3, 3), (100, 5)):
+        main(
+            f"video --env-id still/Still-v0 --checkpoint c/a.pt --num-episodes 1 --max-frames {told} --save-path a.mp4".split()
+        )
+        assert capsys.readouterr().out.splitlines()[-1].startswith(f"{frames} frames")

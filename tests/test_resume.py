@@ -527,8 +527,8 @@ CHANGES = [
     "--value-coef 1.0",
     "--max-grad-norm 1.0",
     "--lr-schedule linear",
+    "--reward-clip 1.0",
     "--eval-interval 300",
-    "--eval-episodes 1",
     "--max-time 1000.0",
 ]
 

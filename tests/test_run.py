@@ -19,13 +19,14 @@ from toy_envs import STILL
 
 import il_based_rl.evaluate
 from il_based_rl import collect, train, train_ppo
+from il_based_rl.__main__ import main
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, PPOConfig, TrainConfig, TrainPPOConfig
 from il_based_rl.envs import InProcessEnvs
 from il_based_rl.errors import FileWriteError, LockedError, ResumeError, TimeIsUp
 from il_based_rl.experiment.hardware import SMALL_WIDTH, fitting_threads, require_device
 from il_based_rl.experiment.run import TIME_FIELDS, Run, RunFiles
-from il_based_rl.files import RowFile, read_checkpoint, read_rows, write_checkpoint
+from il_based_rl.files import RowFile, exclusive, read_checkpoint, read_rows, sweep, write_checkpoint
 from il_based_rl.ppo_agent import PPOAgent
 
 TINY = "--env-id toy/Counter-v0 --n-steps 64 --batch-size 32 --n-epochs 1 --hidden-dims 8 --eval-interval 100 --eval-episodes 2"
@@ -751,3 +752,89 @@ def test_what_somebody_has_copied_into_the_folder_is_no_checkpoint_of_the_run(tm
     for name in names:
         (files.folder / name).touch()
     assert [path.name for path in files.all_periodic()] == ["step_12345678901.pt", "step_0000000256.pt", "step_0000000128.pt"]
+
+
+@pytest.mark.parametrize(
+    ("save_path", "folder"),
+    [
+        ("c/a.pt", "c/a"),
+        ("c/a.pth", "c/a"),
+        ("c/a.b.ckpt", "c/a.b"),
+        ("c/a", "c/a.run"),
+        ("c/rate_0.001", "c/rate_0.001.run"),
+        ("c/.hidden", "c/.hidden.run"),
+    ],
+)
+def test_a_runs_folder_is_named_like_the_save_path_without_its_suffix(save_path, folder):
+    assert RunFiles(save_path).folder == Path(folder)
+
+
+def test_who_only_asks_whether_a_run_is_held_keeps_nobody_out(tmp_path, monkeypatch):
+    asked = io.open(tmp_path / ".lock", "a+b")  # noqa: SIM115, UP020 - held beyond this line
+    fcntl = pytest.importorskip("fcntl")
+    fcntl.flock(asked, fcntl.LOCK_SH)
+    monkeypatch.setattr("il_based_rl.files.writing.time.sleep", lambda _: asked.close())
+    with exclusive(tmp_path / ".lock"):
+        assert asked.closed
+
+
+def test_what_is_swept_is_only_what_was_half_written_under_that_very_name(tmp_path):
+    names = [".a.1.tmp", ".a.pt.1.tmp", ".a.x_9.tmp", f".a.{os.getppid()}.tmp", ".b.1.tmp", "a.1.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+    sweep(tmp_path, "a", held=False)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert f".a.{os.getppid()}.tmp" in kept  # a living process may still be writing it
+    assert ".a.x_9.tmp" not in kept
+    sweep(tmp_path, "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.pt.1.tmp", ".b.1.tmp", "a.1.tmp"]
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.1.tmp"]
+
+
+@pytest.mark.parametrize("command", ["train", "dagger", "finetune"])
+def test_a_seed_gives_the_same_policy_whatever_number_of_threads_was_set_before(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with InProcessEnvs("Pendulum-v1") as envs:
+        expert = PPOAgent.for_spaces(envs.observation_space, envs.action_space, hidden_dims=(256, 256), seed=0)
+    expert.save("expert.pt")
+    collect_demos("Pendulum-v1", expert, 2, seed=0).save("demos.npz")
+    few = "--eval-episodes 2 --final-episodes 2"
+    flags = {
+        "train": "--demo-path demos.npz --epochs 1",
+        "dagger": f"--expert expert.pt --rounds 1 --round-steps 10 --epochs 1 {few}",
+        "finetune": f"--checkpoint expert.pt --total-timesteps 64 --n-steps 64 --num-envs 1 {few}",
+    }[command]
+    found = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            main([command, *flags.split(), "--seed", "0", "--quiet", "--save-path", f"{threads}.pt"])
+        finally:
+            torch.set_num_threads(before)
+        found.append(read_checkpoint(f"{threads}.pt")["parameters"])
+    one, two = found
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_presets_are_for_runs_that_begin(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = "--env-id CartPole-v1 --n-steps 64 --total-timesteps 64 --eval-episodes 1 --save-path a.pt"
+    small = flags.split()
+    train_ppo.main(small)
+    with pytest.raises(SystemExit) as leaving:
+        train_ppo.main([*small, "--preset", "--resume"])
+    assert leaving.value.code == 2
+    assert "--preset is for a run that begins, and a.pt was trained without it" in capsys.readouterr().err
+
+
+def test_an_agent_that_was_saved_by_itself_goes_on_under_its_own_activation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with InProcessEnvs("CartPole-v1") as envs:
+        spaces = envs.observation_space, envs.action_space
+    config = PPOConfig(n_steps=64)
+    PPOAgent.for_spaces(*spaces, config, hidden_dims=(8,), activation="relu", seed=0).save("own.pt")
+    flags = "--env-id CartPole-v1 --resume own.pt --total-timesteps 64 --eval-episodes 1 --save-path a.pt"
+    train_ppo.main(flags.split())
+    assert read_checkpoint("a.pt")["run"]["settings"]["activation"] == "relu"

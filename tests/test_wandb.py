@@ -24,7 +24,7 @@ TINY = (
 def _without_an_account(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -144,6 +144,25 @@ def test_with_a_key_but_no_network_the_mode_is_offline_and_it_is_said(service, m
     run_ppo()
     assert [init["mode"] for init in service.inits] == ["offline"]
     assert re.search(r"127\.0\.0\.1 is out of reach.*offline", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("how", ["the server that wandb login noted", "through a proxy"])
+def test_a_server_of_ones_own_and_a_proxy_are_reached(how, service, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if how == "through a proxy":
+            monkeypatch.setenv("WANDB_BASE_URL", "http://nowhere.invalid")
+            monkeypatch.setenv("http_proxy", there)
+            monkeypatch.delenv("no_proxy", raising=False)
+            monkeypatch.delenv("NO_PROXY", raising=False)
+        else:
+            settings = tmp_path / ".config" / "wandb" / "settings"
+            settings.parent.mkdir(parents=True)
+            settings.write_text(f"[default]\nbase_url = {there}\n")
+        run_ppo()
+    assert [init["mode"] for init in service.inits] == ["online"]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("where", ["environment", "netrc"])

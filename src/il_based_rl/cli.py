@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -87,7 +86,7 @@ def run(command: Callable[[], object]) -> None:
     """
     atexit.register(gc.freeze)  # else the interpreter's end looks through all that torch ever made, for most of a second
     try:
-        with _termination_as_exception(), _modules_of_this_folder():
+        with _termination_as_exception():
             command()
         sys.stdout.flush()
     except UserError as error:
@@ -109,24 +108,6 @@ def _is_for_memory(error: Exception) -> bool:
     """Whether memory could not be had; torch, which is not imported here, says so by errors of its own."""
     told = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
     return told or isinstance(error, MemoryError)
-
-
-@contextlib.contextmanager
-def _modules_of_this_folder() -> Iterator[None]:
-    """Let `--env-id MODULE:ID` name a module of the working directory, as `python -m` does by itself."""
-    try:
-        here = str(Path.cwd())
-    except OSError:  # the folder is gone
-        here = ""
-    if here in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # somebody has taken it away
-            sys.path.remove(here)
 
 
 @contextlib.contextmanager

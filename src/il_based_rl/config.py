@@ -122,10 +122,10 @@ def _require_time(max_time: float | None) -> None:
 
 
 def _require_episodes(settings: object, *names: str, least: int = 2) -> None:
-    reason = ", as one episode says nothing about a spread" if least == 2 else ""
+    expected = "above 0" if least == 1 else "at least 2, as one episode says nothing about a spread"
     for name in names:
         value = getattr(settings, name)
-        _require(value >= least, name, value, f"at least {least}{reason}")
+        _require(value >= least, name, value, expected)
         _require(value <= MAX_EPISODES, name, value, f"at most {MAX_EPISODES}")
 
 
@@ -182,11 +182,13 @@ class PPOConfig:
     """Standardise observations by running statistics that are saved with the policy."""
     normalize_reward: bool = True
     """Train on rewards divided by the running standard deviation of the discounted return."""
+    reward_clip: float = 10.0
+    """Largest magnitude of a reward that was so divided."""
     fast_path: bool = True
     """Compute updates by hand where that models the policy (float32 perceptrons on a CPU), else and when off by autograd."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "lr", "clip_range", "n_steps", "n_epochs", "max_grad_norm")
+        _require_positive(self, "lr", "clip_range", "n_steps", "n_epochs", "max_grad_norm", "reward_clip")
         _require(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "between 0 and 1")
         _require(0.0 <= self.gae_lambda <= 1.0, "gae_lambda", self.gae_lambda, "between 0 and 1")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2, as advantages are normalised over it")
@@ -310,7 +312,7 @@ def _require_noise(action_noise: float) -> None:
 def check_collection(num_episodes: int, min_return: float | None, max_attempts: int | None, action_noise: float) -> None:
     """Raise ConfigError unless these settings of a collection fit together."""
     _require_noise(action_noise)
-    _require(0 < num_episodes <= MAX_EPISODES, "num_episodes", num_episodes, f"at least 1 and at most {MAX_EPISODES}")
+    _require(0 < num_episodes <= MAX_EPISODES, "num_episodes", num_episodes, f"above 0 and at most {MAX_EPISODES}")
     _require(min_return is None or not math.isnan(min_return), "min_return", min_return, "a number")
     if max_attempts is not None:
         _require(max_attempts >= num_episodes, "max_attempts", max_attempts, f"at least --num-episodes {num_episodes}")

@@ -171,17 +171,13 @@ class RewardScaler(nn.Module):
 
         scaled = clip(reward / standard deviation, -clip, clip)
 
-    Args:
-        clip: Largest magnitude that comes out.
-
     Source:
         Engstrom et al. (2020), "Implementation matters in deep policy gradients", section 3,
         https://arxiv.org/abs/2005.12729. Differs: the statistics take in a whole rollout before it is scaled.
     """
 
-    def __init__(self, clip: float = 10.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.clip = clip
         self.return_statistics = RunningNormalizer(np.ones(1, bool))
 
     def update(self, discounted_returns: np.ndarray) -> None:
@@ -194,9 +190,9 @@ class RewardScaler(nn.Module):
         std, mean = math.sqrt(self.return_statistics.variance.item()), abs(self.return_statistics.mean.item())
         return std if std > 1e-4 * mean else (mean or 1.0)
 
-    def scaled(self, rewards: np.ndarray) -> np.ndarray:
-        """Scale rewards of any shape."""
-        return np.clip(rewards / self.scale, -self.clip, self.clip)
+    def scaled(self, rewards: np.ndarray, clip: float) -> np.ndarray:
+        """Scale rewards of any shape; `clip` is the largest magnitude that comes out."""
+        return np.clip(rewards / self.scale, -clip, clip)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -176,7 +176,7 @@ class PPOAgent:
         following_values = rule.values(following).astype(np.float64)
         values = flat_values.astype(np.float64).reshape(steps, num_envs)
         advantages = buffer.advantages(
-            self.reward_scaler.scaled(buffer.rewards) if config.normalize_reward else buffer.rewards,
+            self.reward_scaler.scaled(buffer.rewards, config.reward_clip) if config.normalize_reward else buffer.rewards,
             values,
             final_values=following_values[num_envs:],
             last_values=following_values[:num_envs],

@@ -6,9 +6,11 @@ import contextlib
 import copy
 import difflib
 import math
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -36,13 +38,14 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
     settings: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # an environment may know of none
     with warnings.catch_warnings(record=True) as caught:
         try:
-            env = gym.make(registration, disable_env_checker=True, **settings)
+            with _modules_of_this_folder():
+                env = gym.make(registration, disable_env_checker=True, **settings)
             _ = env.observation_space, env.action_space  # what every environment has
         except (gym.error.DependencyNotInstalled, ImportError) as error:
             missing, module = getattr(error, "name", None), env_id.partition(":")[0]
             remedy = "" if "pip install" in str(error) else f" (pip install {missing or 'what it names'})"
             if f"No module named {module!r}" in str(error):  # it may be a file of the user's own
-                remedy = f" (run from the folder that {module} lies in, or install the package that holds it)"
+                remedy = f" (run from the folder that {module} lies in, or pip install the package that holds it)"
             raise MissingExtraError(
                 f"environment {env_id} needs a package that is missing or unfit: {error}{remedy}"
             ) from error
@@ -58,6 +61,24 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return env
+
+
+@contextlib.contextmanager
+def _modules_of_this_folder() -> Iterator[None]:
+    """Let MODULE:ID name a module of the working directory, which is searched last; `python -m` does so by itself."""
+    try:
+        here = str(Path.cwd())
+    except OSError:  # the folder is gone
+        here = ""
+    if here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # somebody has taken it away
+            sys.path.remove(here)
 
 
 def _nearest(env_id: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import itertools
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -156,18 +156,19 @@ def sweep(folder: Path, name: str | None = None, *, held: bool = True) -> None:
 
     Args:
         folder: Where.
-        name: Of one file; None means all.
+        name: Of one file, and of what is kept of it as `.bak`; None means all.
         held: Whether a lock says that nobody else writes there; without one, what a living process has begun stays.
     """
-    for leftover in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
-        of_another = name is not None and "." in leftover.name[len(name) + 2 : -len(".tmp")]  # as `x.pt` is for `x`
-        if not of_another and (held or not _is_begun_by_the_living(leftover)):
+    known = re.compile(".*" if name is None else rf"\.{re.escape(name)}(\.bak\d*)?\.[^.]+\.tmp")
+    for leftover in folder.glob(".*.tmp"):
+        if known.fullmatch(leftover.name) and (held or not _is_begun_by_the_living(leftover)):
             remove_file(leftover)
 
 
 def _is_begun_by_the_living(temporary: Path) -> bool:
+    """Whether another process that lives may be writing this."""
     process = temporary.suffixes[-2][1:]
-    if not process.isdecimal():
+    if not process.isdecimal() or int(process) == os.getpid():
         return False
     if os.name != "posix":  # where asking would end it
         return True
