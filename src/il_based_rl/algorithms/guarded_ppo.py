@@ -187,7 +187,8 @@ class GuardedPPO:
         self._schedule()
 
     def _best_is_the_clone(self) -> bool:
-        return all(torch.equal(tensor, self.best[f"actor.{name}"]) for name, tensor in self._clone.state_dict().items())
+        clone = copied(self._clone.state_dict())
+        return all(torch.equal(tensor, self.best[f"actor.{name}"]) for name, tensor in clone.items())
 
     def _schedule(self) -> None:
         guard = self.guard
