@@ -21,6 +21,7 @@ from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, TrainPPOConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.envs import make_env
+from il_based_rl.errors import ConfigError
 from il_based_rl.evaluate import evaluate_policy
 from il_based_rl.files import read_checkpoint, write_arrays, write_checkpoint
 from il_based_rl.ppo_agent import PPOAgent
@@ -496,3 +497,50 @@ def test_a_collection_without_its_expert_leaves_no_folder(tmp_path, monkeypatch)
     with pytest.raises(SystemExit):
         collect.main(["--checkpoint", "none.pt", "--save-path", "demos/d.npz"])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("outer", [ConfigError("outer"), SystemExit(2)], ids=["an error", "the end of another command"])
+def test_what_was_handled_around_a_command_has_no_say_in_it(outer, capsys):
+    try:
+        raise outer from ConfigError("outer")
+    except BaseException:
+        with pytest.raises(SystemExit) as leaving:
+            train_ppo.main(["--help"])
+        assert leaving.value.code == 0
+        with pytest.raises(SystemExit) as leaving:
+            train_ppo.main(["--nope"])
+        assert leaving.value.code == 2
+    complaint = capsys.readouterr().err
+    assert "--nope" in complaint
+    assert "outer" not in complaint
+
+
+def test_warnings_of_the_parser_are_passed_on(monkeypatch, capsys):
+    real = cli.tyro.cli
+
+    def warning(*given, **named):
+        print("the parser warns", file=sys.stderr)
+        return real(*given, **named)
+
+    monkeypatch.setattr(cli.tyro, "cli", warning)
+    cli.parse(TrainPPOConfig(), [], prog="x", description="")
+    assert "the parser warns" in capsys.readouterr().err
+
+
+def test_a_module_of_this_folder_serves_worker_processes_and_may_import_others(tmp_path, monkeypatch):
+    (tmp_path / "my_helper.py").write_text("START = 0.5\n")
+    (tmp_path / "my_walks.py").write_text(
+        "import gymnasium as gym\nimport numpy as np\n"
+        "class Walk(gym.Env):\n"
+        "    observation_space = action_space = gym.spaces.Box(-1, 1, (1,), np.float32)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        import my_helper\n"
+        "        return np.float32([my_helper.START]), {}\n"
+        "    def step(self, action):\n"
+        "        return np.float32([0]), 0.0, True, False, {}\n"
+        "gym.register('mine/Walk-v0', Walk)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = "train-ppo --env-id my_walks:mine/Walk-v0 --num-envs 2 --vectorization async --total-timesteps 64 --n-steps 32"
+    done = run_shell(str(Path(sys.executable).with_name("il-rl")), *flags.split(), "--eval-episodes", "1")
+    assert done.returncode == 0, done.stderr

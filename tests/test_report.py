@@ -363,6 +363,13 @@ def test_environments_are_drawn_without_a_display(env_id, monkeypatch):
     assert not np.array_equal(frames[0], frames[-1])
 
 
+@pytest.mark.parametrize("name", ["a.mdl", "a.pth", "a.b"])
+def test_runs_of_any_suffix_are_found(name, capsys):
+    train(name)
+    main(["runs", "."])
+    assert re.search(rf"{name}.*finished", capsys.readouterr().out)
+
+
 def test_the_command_films_a_checkpoint(capsys):
     pytest.importorskip("imageio_ffmpeg")
     train("c/a.pt")

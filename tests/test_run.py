@@ -838,3 +838,28 @@ def test_an_agent_that_was_saved_by_itself_goes_on_under_its_own_activation(tmp_
     flags = "--env-id CartPole-v1 --resume own.pt --total-timesteps 64 --eval-episodes 1 --save-path a.pt"
     train_ppo.main(flags.split())
     assert read_checkpoint("a.pt")["run"]["settings"]["activation"] == "relu"
+
+
+def test_two_save_paths_that_differ_in_the_suffix_alone_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = "--env-id CartPole-v1 --n-steps 64 --total-timesteps 64 --eval-episodes 1 --quiet --save-path"
+    train_ppo.main([*flags.split(), "m.pth"])
+    before = {name: (tmp_path / name).read_bytes() for name in tree(tmp_path) if not name.endswith(".lock")}
+    for given in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as leaving:
+            train_ppo.main([*flags.split(), "m.pt", *given])
+        assert leaving.value.code == 2
+        assert "m holds what belongs to m.pth; choose another name than m.pt" in capsys.readouterr().err
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    (tmp_path / "m.pth").rename(tmp_path / "m.pt")  # and now it is the run of m.pt
+    train_ppo.main([*flags.split(), "m.pt", "--resume", "--total-timesteps", "128"])
+    assert PPOAgent.load("m.pt").env_steps == 128
+
+
+def test_a_run_of_before_keeps_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--env-id CartPole-v1 --n-steps 64 --total-timesteps 64 --eval-episodes 1 --quiet --save-path m.pth"
+    Path("m.pth.run").mkdir()
+    train_ppo.main(flags.split())
+    assert Path("m.pth.run/metrics.jsonl").is_file()
+    assert not Path("m").exists()

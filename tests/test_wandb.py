@@ -12,6 +12,7 @@ from toy_envs import STILL
 
 from il_based_rl import train, train_ppo
 from il_based_rl.collect import collect_demos
+from il_based_rl.experiment import wandb_sink
 from il_based_rl.files import read_rows
 
 TINY = (
@@ -146,14 +147,20 @@ def test_with_a_key_but_no_network_the_mode_is_offline_and_it_is_said(service, m
     assert re.search(r"127\.0\.0\.1 is out of reach.*offline", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("how", ["the server that wandb login noted", "through a proxy"])
+def test_a_machine_without_home_folders_takes_the_usual_server(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert wandb_sink._stored_address() is None
+
+
+@pytest.mark.parametrize("how", ["the server that wandb login noted", "through a proxy", "through a proxy without a scheme"])
 def test_a_server_of_ones_own_and_a_proxy_are_reached(how, service, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     with socket.create_server(("127.0.0.1", 0)) as server:
         there = f"http://127.0.0.1:{server.getsockname()[1]}"
-        if how == "through a proxy":
+        if how.startswith("through a proxy"):
             monkeypatch.setenv("WANDB_BASE_URL", "http://nowhere.invalid")
-            monkeypatch.setenv("http_proxy", there)
+            monkeypatch.setenv("http_proxy", there.removeprefix("http://") if "without" in how else there)
             monkeypatch.delenv("no_proxy", raising=False)
             monkeypatch.delenv("NO_PROXY", raising=False)
         else:

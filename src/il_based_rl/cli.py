@@ -33,18 +33,22 @@ def parse(defaults: Settings, argv: Sequence[str] | None, *, prog: str, descript
     """Read settings from the command line (`sys.argv` where `argv` is None); flags that are not given keep `defaults`."""
     arguments = _spell_out_bare_resume(list(sys.argv[1:] if argv is None else argv))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    complaint = io.StringIO()
+    outer, told = sys.exc_info()[1], io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(type(defaults), prog=prog, description=description, args=arguments, default=defaults, config=config)
+        with contextlib.redirect_stderr(told):
+            settings = tyro.cli(
+                type(defaults), prog=prog, description=description, args=arguments, default=defaults, config=config
+            )
     except SystemExit as end:
         cause = end.__context__
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__context__
-        if cause is not None:  # what the settings themselves object to is one line, which the parser would frame
+        while cause is not outer and not isinstance(cause, UserError):
+            cause = None if cause is None else cause.__context__
+        if end.code and cause is not outer and cause is not None:  # the settings' own complaint is one line; this frames it
             raise cause from None
-        sys.stderr.write(complaint.getvalue())
+        sys.stderr.write(told.getvalue())
         raise
+    sys.stderr.write(told.getvalue())
+    return settings
 
 
 def asks_for_help(argv: Sequence[str] | None) -> bool:

@@ -152,8 +152,9 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
                             cli.say(_line(progress.env_steps, metrics))
                     bar.update(progress.rollout_steps)
                     started = time.perf_counter()
+                best_mean = tuner.best_mean
                 margin = _settled(tuner, config)
-            run.keep(tuner, agent.env_steps, tuner.best_mean)
+            run.keep(tuner, agent.env_steps, tuner.best_mean, best_is_refused=tuner.best_mean < best_mean)
             run.save()
             cli.say(f"From {config.final_episodes} start states never seen before, it is above the clone by {margin} of return")
         cli.say(f"Checkpoint saved to {config.save_path}")

@@ -176,8 +176,6 @@ class GuardedPPO:
     def _advance(self, explained_variance: float) -> None:
         """Go on to the next update: end the warm-up, move the schedules, bound the standard deviation."""
         self.rollouts += 1
-        if self.settled and self.clone_returns is not None and self._best_is_the_clone():
-            self.best_mean = float(self.clone_returns.mean())  # and no longer that of the lucky one that was refused
         self.settled = False
         if not self.warming:
             self.updates += 1
@@ -185,10 +183,6 @@ class GuardedPPO:
             self.warming = False
         self._bound_std()
         self._schedule()
-
-    def _best_is_the_clone(self) -> bool:
-        clone = copied(self._clone.state_dict())
-        return all(torch.equal(tensor, self.best[f"actor.{name}"]) for name, tensor in clone.items())
 
     def _schedule(self) -> None:
         guard = self.guard
@@ -268,6 +262,7 @@ class GuardedPPO:
         margin = difference(best, clone, random, paired=True)
         if margin.high < 0.0:
             self.best, margin = copied(policy.state_dict()), difference(clone, clone, random, paired=True)
+            self.best_mean = -math.inf if self.clone_returns is None else float(self.clone_returns.mean())
         policy.load_state_dict(learner)
         self.settled = True
         return margin

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,14 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
     """
     registration, env_id = env_id, env_id if isinstance(env_id, str) else env_id.id
     settings: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # an environment may know of none
+    if ":" in env_id:
+        _find_modules_here()
     with warnings.catch_warnings(record=True) as caught:
         try:
-            with _modules_of_this_folder():
-                env = gym.make(registration, disable_env_checker=True, **settings)
+            env = gym.make(registration, disable_env_checker=True, **settings)
             _ = env.observation_space, env.action_space  # what every environment has
         except (gym.error.DependencyNotInstalled, ImportError) as error:
-            missing, module = getattr(error, "name", None), env_id.partition(":")[0]
+            missing, module = getattr(error, "name", None), env_id.partition(":")[0].partition(".")[0]
             remedy = "" if "pip install" in str(error) else f" (pip install {missing or 'what it names'})"
             if f"No module named {module!r}" in str(error):  # it may be a file of the user's own
                 remedy = f" (run from the folder that {module} lies in, or pip install the package that holds it)"
@@ -63,22 +64,14 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
     return env
 
 
-@contextlib.contextmanager
-def _modules_of_this_folder() -> Iterator[None]:
-    """Let MODULE:ID name a module of the working directory, which is searched last; `python -m` does so by itself."""
-    try:
-        here = str(Path.cwd())
-    except OSError:  # the folder is gone
-        here = ""
-    if here in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # somebody has taken it away
-            sys.path.remove(here)
+def _find_modules_here() -> None:
+    """Let MODULE:ID name a module of the working directory, which is searched last from now on, as its files may import others.
+
+    `python -m` searches it by itself, and first.
+    """
+    with contextlib.suppress(OSError):  # the folder may be gone
+        if "" not in sys.path and (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
 
 
 def _nearest(env_id: str) -> str:

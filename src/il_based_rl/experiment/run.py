@@ -31,6 +31,7 @@ from il_based_rl.files import (
 
 TIME_FIELDS = ("wall_seconds", "steps_per_second")
 """Of a row of metrics: what depends on the clock, and all that differs between a run and its repetition."""
+_LOCK = ".lock"
 _KEPT_CHECKPOINTS = 3
 _MOST_FAILED_SAVES = 3
 _LEVELS = {
@@ -54,8 +55,10 @@ class RunFiles:
 
     def __init__(self, save_path: str | Path) -> None:
         self.save_path = Path(save_path)
-        has_suffix = self.save_path.suffix[1:].isalpha()
-        self.folder = self.save_path.with_suffix("") if has_suffix else self.save_path.with_name(self.save_path.name + ".run")
+        usual, other = self.save_path.with_suffix(""), self.save_path.with_name(self.save_path.name + ".run")
+        # The other one too where it is there already: runs of before had it with every suffix but .pt.
+        other_is_there = os.path.isdir(other)  # noqa: PTH112 - a name that is too long is none
+        self.folder = usual if self.save_path.suffix[1:].isalpha() and not other_is_there else other
         self.metrics = self.folder / "metrics.jsonl"
         self.best = self.folder / "best.pt"
 
@@ -71,10 +74,20 @@ class RunFiles:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the run's places, so that no other process writes them; what a killed one has left half-written is removed."""
-        with exclusive(self.folder / ".lock"):
+        self.require_own()
+        with exclusive(self.folder / _LOCK, f" for {self.save_path.name}"):
             sweep(self.folder)
             sweep(self.save_path.parent, self.save_path.name)
             yield
+
+    def require_own(self) -> None:
+        """Raise FileWriteError if the folder is another run's, whose save path differs in the suffix alone."""
+        owner = ""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            owner = Path((self.folder / _LOCK).read_text().rpartition(" for ")[2]).name
+        other = self.save_path.with_name(owner or self.save_path.name)
+        if other != self.save_path and other.is_file() and RunFiles(other).folder == self.folder:
+            raise FileWriteError(f"{self.folder} holds what belongs to {other}; choose another name than {self.save_path}")
 
     def require_writable(self) -> None:
         """Raise FileWriteError now if the run could not be written."""
@@ -137,7 +150,9 @@ class RunFiles:
 
         Raises:
             ResumeError: There is none.
+            FileWriteError: See `require_own`.
         """
+        self.require_own()
         found: list[tuple[int, Path, dict[str, Any]]] = []
         for path in (self.save_path, *self.all_periodic()):
             with contextlib.suppress(FileMissingError):
@@ -281,9 +296,25 @@ class Run:
             if self._rows.waiting == 1:
                 notice(f"{error}; training goes on, and its rows of metrics wait")
 
-    def keep(self, agent: Resumable, step: int, eval_reward: float | None = None, *, periodic: bool = False) -> None:
-        """Keep the agent in memory as it is after an update whose row is written; `periodic` if `checkpoint` is to follow."""
-        best, first = self._kept.best_eval_reward, not self._kept.payload
+    def keep(
+        self,
+        agent: Resumable,
+        step: int,
+        eval_reward: float | None = None,
+        *,
+        periodic: bool = False,
+        best_is_refused: bool = False,
+    ) -> None:
+        """Keep the agent in memory as it is after an update whose row is written.
+
+        Args:
+            agent: The agent.
+            step: Its steps so far.
+            eval_reward: Of its evaluation, where it had one; the best agent by it is kept as `best.pt`.
+            periodic: Whether `checkpoint` is to follow.
+            best_is_refused: Whether the best one so far is not to count any more.
+        """
+        best, first = None if best_is_refused else self._kept.best_eval_reward, not self._kept.payload
         is_best = self._is_best if first else eval_reward is not None and (best is None or eval_reward >= best)
         if first:  # a save that was cut off may have left the copies of the policy that is resumed unwritten
             periodic = self._is_periodic

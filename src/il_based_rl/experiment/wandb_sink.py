@@ -64,10 +64,12 @@ def _reachable_mode() -> str:
             notice(f"Weights & Biases: no account found (WANDB_API_KEY, wandb login); {kept}")
             return "offline"
         # Behind a proxy nothing else can be reached, names of hosts included.
-        proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(address.scheme)
-        reached = address if proxy is None else urllib.parse.urlsplit(proxy)
-        port = reached.port or (80 if reached.scheme == "http" else 443)
-        socket.create_connection((reached.hostname or host, port), timeout=_CONNECT_SECONDS).close()
+        proxy = urllib.request.getproxies().get(address.scheme)
+        if proxy and not (urllib.request.proxy_bypass(host) or urllib.request.proxy_bypass(address.netloc)):
+            address = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            host = address.hostname or host
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:  # ValueError: no address at all
         notice(f"Weights & Biases: {host} is out of reach ({error}); {kept}")
         return "offline"
@@ -76,10 +78,10 @@ def _reachable_mode() -> str:
 
 def _stored_address() -> str | None:
     """Return the server that `wandb login --host` has noted, if any."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")  # noqa: PTH111 - which never raises
     settings = configparser.ConfigParser(interpolation=None)
     try:
-        settings.read(folder / "settings", encoding="utf-8")
+        settings.read(Path(folder, "settings"), encoding="utf-8")
         return settings.get("default", "base_url", fallback=None)
     except (OSError, UnicodeDecodeError, configparser.Error):
         return None

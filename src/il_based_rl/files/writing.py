@@ -109,7 +109,7 @@ def knows_locks(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, what_for: str = "") -> Iterator[None]:
     """Hold a file that no other process may hold meanwhile; it is let go when the process ends, however it ends.
 
     Where the system or the file system has no such locks (Windows, some network disks), nothing is held.
@@ -135,7 +135,7 @@ def exclusive(path: Path) -> Iterator[None]:
                 pass
         try:
             handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {platform.node()}".encode())
+            handle.write(f"process {os.getpid()} on {platform.node()}{what_for}".encode())
         except OSError as error:
             raise unwritable(path, error) from error
         yield

@@ -139,6 +139,7 @@ def _save_path(folder: Path) -> Path:
         return folder.with_name(folder.name.removesuffix(".run"))
     usual = folder.with_name(f"{folder.name}.pt")
     beside = [path for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.*")) if path.stem == folder.name]
-    kinds = [".bak", ".npz", ".mp4", ".png", ".json", ".md", ".html", ".csv", ".svg"]  # that lie beside runs and are none
-    other = [path for path in beside if path.is_file() and not path.suffix.startswith(tuple(kinds))]
+    kinds = [".npz", ".mp4", ".png", ".json", ".md", ".html", ".csv", ".svg"]  # that lie beside runs and are none
+    kept = [path for path in beside if path.is_file() and not path.suffix.startswith(".bak")]
+    other = [path for path in kept if path.suffix not in kinds]
     return usual if usual.is_file() or not other else other[0]
