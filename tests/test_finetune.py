@@ -103,6 +103,16 @@ def test_an_experts_critic_is_kept():
     assert [progress.env_steps for progress in updates(tuner, 1)] == [PPO.n_steps]
 
 
+def test_an_experts_clip_of_observations_is_kept():
+    with InProcessEnvs(ENV) as envs:
+        expert = PPOAgent.for_spaces(envs.observation_space, envs.action_space, hidden_dims=(8,), obs_clip=0.5, seed=0)
+    expert.policy.actor.normalizer.fit(np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32))
+    tuner = GuardedPPO.from_clone(expert.policy.actor, GuardConfig(), PPO, seed=0)
+    obs = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
+    np.testing.assert_array_equal(tuner.agent.predict(obs), expert.predict(obs))
+    assert tuner.agent.policy.actor.normalizer.clip == 0.5
+
+
 def test_the_actor_is_still_until_the_critic_foresees_returns_or_patience_ends(clone):
     tuner = tuner_for(clone[0], GuardConfig(warmup_variance=1.0, warmup_rollouts=3))
     start, moved = actor_of(tuner), []

@@ -24,6 +24,7 @@ from il_based_rl.errors import (
     UnsupportedSpaceError,
 )
 from il_based_rl.policy import MLPPolicy, arguments_from, load_parameters, require_hidden_dims, require_spaces
+from il_based_rl.ppo_agent import PPOAgent
 from tests.conftest import action_spaces, observation_spaces
 
 PLANE = spaces.Box(-np.inf, np.inf, (2,))
@@ -402,3 +403,25 @@ def test_an_observation_that_is_not_finite_is_refused(fault, action_space):
 def test_a_policy_that_no_file_could_hold_is_refused(given, error, says):
     with pytest.raises(error, match=says):
         MLPPolicy(*given)
+
+
+def test_where_observations_are_clipped_is_the_policys_own_and_survives_a_file(tmp_path):
+    agent = PPOAgent.for_spaces(PLANE, spaces.Discrete(2), hidden_dims=(8,), seed=0, obs_clip=1.5)
+    agent.policy.actor.normalizer.fit(np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32))
+    far = np.full((1, 2), 99.0, np.float32)
+    for each in (agent, None):
+        if each is None:
+            agent.save(tmp_path / "a.pt")
+            each = PPOAgent.load(tmp_path / "a.pt")
+        actor = each.policy.actor
+        assert actor.normalizer.as_numpy()(far).tolist() == [[1.5, 1.5]]
+        assert actor.normalizer(torch.from_numpy(far)).tolist() == [[1.5, 1.5]]
+
+
+@pytest.mark.parametrize("odd", [0.0, -1.0, float("nan"), float("inf"), "10", None, True], ids=str)
+def test_a_clip_that_cannot_be_is_damage(odd):
+    policy = MLPPolicy(PLANE, spaces.Discrete(2), (4,))
+    with pytest.raises(FileFormatError, match="observations clipped at"):
+        arguments_from(policy.architecture | {"obs_clip": odd}, policy.state_dict())
+    before = {name: value for name, value in policy.architecture.items() if name != "obs_clip"}
+    assert arguments_from(before, policy.state_dict())["obs_clip"] == 10.0

@@ -564,6 +564,7 @@ def test_a_hyperparameter_may_change_at_a_resume_and_holds_from_then_on(change, 
         ("--no-normalize-obs", "True", "False"),
         ("--no-normalize-reward", "True", "False"),
         ("--eval-episodes 3", "2", "3"),
+        ("--obs-clip 5", "10.0", "5.0"),
     ],
 )
 def test_what_a_run_is_made_of_may_not_change_at_a_resume(flags, before, now, begun, tmp_path, capsys):

@@ -23,11 +23,12 @@ class ActorCriticPolicy(nn.Module):
     the observation, and exists for continuous actions only.
 
     Args:
-        observation_space: Box, Discrete, or a Dict or Tuple of these.
+        observation_space: See `ObservationCodec`.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         hidden_dims: Hidden layer sizes of the actor, and of the critic.
         activation: Between the layers.
         initial_log_std: Where the log standard deviation starts; 0 is half the range of a bounded action.
+        obs_clip: Largest magnitude of a standardised observation.
         generator: Source of the initial weights; None draws them from a generator of its own.
 
     Raises:
@@ -42,13 +43,16 @@ class ActorCriticPolicy(nn.Module):
         *,
         activation: Activation = "tanh",
         initial_log_std: float = 0.0,
+        obs_clip: float = 10.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if generator is None:
             generator = torch.Generator()
             generator.seed()
-        self.actor = MLPPolicy(observation_space, action_space, hidden_dims, activation=activation, generator=generator)
+        self.actor = MLPPolicy(
+            observation_space, action_space, hidden_dims, activation=activation, obs_clip=obs_clip, generator=generator
+        )
         self.critic = MLP([self.actor.codec.size, *hidden_dims, 1], activation, last_gain=1.0, generator=generator)
         log_std = torch.full((self.actor.head.num_outputs,), float(initial_log_std))
         self.log_std = nn.Parameter(log_std) if self.actor.head.continuous else None

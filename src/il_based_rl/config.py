@@ -227,6 +227,8 @@ class TrainPPOConfig:
     """Between the layers."""
     initial_log_std: float = 0.0
     """Where the logarithm of the standard deviation of continuous actions starts: 0 is half the action's range."""
+    obs_clip: float = 10.0
+    """Largest magnitude of a standardised observation; kept with the policy."""
     seed: int | None = None
     """Random seed; None draws one and writes it down."""
     save_path: str = "checkpoints/ppo_agent.pt"
@@ -259,7 +261,7 @@ class TrainPPOConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "env_timeout")
+        _require_positive(self, "total_timesteps", "num_envs", "obs_clip", "eval_interval", "env_timeout")
         _require_episodes(self, "eval_episodes", least=1)
         _require_time(self.max_time)
         _require_widths(self.hidden_dims)

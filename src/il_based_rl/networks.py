@@ -98,7 +98,7 @@ class RunningNormalizer(nn.Module):
 
     def __init__(self, measured: np.ndarray, clip: float = 10.0) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip = float(clip)
         self.register_buffer("measured", torch.from_numpy(measured), persistent=False)
         self.register_buffer("mean", torch.zeros(len(measured), dtype=torch.float64))
         self.register_buffer("variance", torch.ones(len(measured), dtype=torch.float64))

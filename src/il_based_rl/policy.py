@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,11 @@ class MLPPolicy(nn.Module):
     Its observation statistics are part of it. Actions may be Box, Discrete, MultiDiscrete or MultiBinary.
 
     Args:
-        observation_space: Box, Discrete, or a Dict or Tuple of these.
+        observation_space: See `ObservationCodec`.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         hidden_dims: Hidden layer sizes; none makes a linear policy.
         activation: Between the layers.
+        obs_clip: Largest magnitude of a standardised observation.
         generator: Source of the initial weights; None draws them from a generator of its own.
 
     Raises:
@@ -63,6 +65,7 @@ class MLPPolicy(nn.Module):
         hidden_dims: Sequence[int] = (256, 256),
         *,
         activation: Activation = "relu",
+        obs_clip: float = 10.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class MLPPolicy(nn.Module):
         self.codec = ObservationCodec(observation_space)
         self.head = action_head(action_space)
         self._require_readable()
-        self.normalizer = RunningNormalizer(self.codec.measured)
+        self.normalizer = RunningNormalizer(self.codec.measured, obs_clip)
         self._kept: _Kept | None = None
         sizes = [self.codec.size, *hidden_dims, self.head.num_outputs]
         self.network = MLP(sizes, activation, last_gain=0.01, generator=generator)
@@ -183,6 +186,7 @@ class MLPPolicy(nn.Module):
             "action_space": space_to_plain(self.action_space),
             "hidden_dims": list(self.hidden_dims),
             "activation": self.activation,
+            "obs_clip": self.normalizer.clip,
         }
 
 
@@ -199,6 +203,7 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
     """
     try:
         activation, hidden_dims = architecture["activation"], tuple(architecture["hidden_dims"])
+        obs_clip = architecture.get("obs_clip", 10.0)  # which files of before do not name
         stored = sum(tensor.numel() for tensor in parameters.values() if tensor.is_floating_point())
         plain = architecture["observation_space"], architecture["action_space"]
         if max(map(numbers_in, plain)) > stored:
@@ -207,6 +212,8 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         inputs, outputs = ObservationCodec(observation_space).size, action_head(action_space).num_outputs
     except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
+    if type(obs_clip) not in (int, float) or not 0.0 < obs_clip < math.inf:
+        raise FileFormatError(f"the checkpoint describes observations clipped at {obs_clip!r:.50}; it is damaged")
     if activation not in ("tanh", "relu"):
         raise FileFormatError(f"the checkpoint describes a policy of {activation!r:.50} units; it is damaged")
     if len(hidden_dims) > MAX_LAYERS or not all(type(width) is int and width > 0 for width in hidden_dims):
@@ -219,6 +226,7 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         "action_space": action_space,
         "hidden_dims": hidden_dims,
         "activation": activation,
+        "obs_clip": obs_clip,
     }
 
 

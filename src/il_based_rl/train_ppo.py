@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
-_SHAPE = ("hidden_dims", "activation", "initial_log_std")
+_SHAPE = ("hidden_dims", "activation", "initial_log_std", "obs_clip")
 _FIXED_AT_RESUME = ("env_id", "num_envs", "seed", "eval_episodes", *_SHAPE)
 
 
@@ -169,7 +169,7 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
         raise ConfigError(f"--preset is for a run that begins, and {path} was trained without it; leave the flag out")
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
     # An agent that was saved by itself knows no more than these.
-    fixed = _FIXED_AT_RESUME if payload["run"] else ("hidden_dims", "activation", "seed")
+    fixed = _FIXED_AT_RESUME if payload["run"] else ("hidden_dims", "activation", "obs_clip", "seed")
     require_unchanged(path, stored, config, fixed)
     require_unchanged(path, stored.ppo, config.ppo, ("normalize_obs", "normalize_reward"))
     agent = PPOAgent.from_payload(payload, path, config.hidden_dims, device=config.device)
@@ -194,7 +194,8 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
     if not isinstance(run, dict) or "settings" in run:
         return stored_settings(checkpoint, TrainPPOConfig, "train-ppo")
     try:
-        shape = {name: payload["architecture"][name] for name in ("hidden_dims", "activation")}
+        known = {"obs_clip": 10.0} | payload["architecture"]
+        shape = {name: known[name] for name in ("hidden_dims", "activation", "obs_clip")}
         own = {"seed": payload["training"]["seed"], "ppo": payload["training"]["config"]}
         return from_plain(TrainPPOConfig, shape | own)
     except UserError:

@@ -94,7 +94,8 @@ class GuardedPPO:
         """Begin with a clone, which is copied, and a new critic; or with an expert's actor and its `critic`."""
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
         spaces: tuple[gym.Space[Any], gym.Space[Any]] = (clone.observation_space, clone.action_space)
-        policy = ActorCriticPolicy(*spaces, clone.hidden_dims, activation=clone.activation, generator=weights)
+        shape: dict[str, Any] = {"activation": clone.activation, "obs_clip": clone.normalizer.clip}
+        policy = ActorCriticPolicy(*spaces, clone.hidden_dims, generator=weights, **shape)
         policy.actor.load_state_dict(clone.state_dict())
         if critic is not None:
             policy.critic.load_state_dict(critic.state_dict())
