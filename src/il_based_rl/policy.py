@@ -212,7 +212,7 @@ def arguments_from(architecture: Any, parameters: Any) -> dict[str, Any]:
         inputs, outputs = ObservationCodec(observation_space).size, action_head(action_space).num_outputs
     except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"the checkpoint describes no policy: {error} is missing or of a wrong type") from error
-    if type(obs_clip) not in (int, float) or not 0.0 < obs_clip < math.inf:
+    if type(obs_clip) is not float or not 0.0 < obs_clip < math.inf:
         raise FileFormatError(f"the checkpoint describes observations clipped at {obs_clip!r:.50}; it is damaged")
     if activation not in ("tanh", "relu"):
         raise FileFormatError(f"the checkpoint describes a policy of {activation!r:.50} units; it is damaged")

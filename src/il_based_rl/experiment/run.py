@@ -19,6 +19,7 @@ from il_based_rl.experiment.sinks import GuardedSink
 from il_based_rl.files import (
     RowFile,
     exclusive,
+    last_holder,
     move_aside,
     read_checkpoint,
     read_rows,
@@ -82,9 +83,7 @@ class RunFiles:
 
     def require_own(self) -> None:
         """Raise FileWriteError if the folder is another run's, whose save path differs in the suffix alone."""
-        owner = ""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            owner = Path((self.folder / _LOCK).read_text().rpartition(" for ")[2]).name
+        owner = Path(last_holder(self.folder / _LOCK).rpartition(" for ")[2]).name
         other = self.save_path.with_name(owner or self.save_path.name)
         if other != self.save_path and other.is_file() and RunFiles(other).folder == self.folder:
             raise FileWriteError(f"{self.folder} holds what belongs to {other}; choose another name than {self.save_path}")

@@ -108,6 +108,15 @@ def knows_locks(folder: Path) -> bool:
     return True
 
 
+def last_holder(path: Path) -> str:
+    """Say who holds a file by `exclusive`, or was the last to do so; nothing where that cannot be known."""
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(500).decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, what_for: str = "") -> Iterator[None]:
     """Hold a file that no other process may hold meanwhile; it is let go when the process ends, however it ends.
@@ -128,8 +137,7 @@ def exclusive(path: Path, what_for: str = "") -> Iterator[None]:
             try:
                 _locked(handle)
             except BlockingIOError as error:
-                handle.seek(0)
-                holder = handle.read(200).decode(errors="replace").strip() or "another process"
+                holder = last_holder(path) or "another process"
                 raise LockedError(f"{path.parent} is being written by {holder}; wait for it, or choose another path") from error
             except OSError:  # the file system has no locks, of which `il-rl doctor` warns
                 pass
