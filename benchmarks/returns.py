@@ -72,6 +72,7 @@ _GONE: list[dict[str, Any]] = [
     {"target_kl": 0.02},
 ]
 CHANGES = [
+    Task("Ant-v5", changed={"initial_log_std": -3.0, "obs_clip": 10.0}),
     Task("HalfCheetah-v5", seeds=range(5), changed={"lr_schedule": "constant"}),
     Task("HalfCheetah-v5", seeds=range(5), changed={"initial_log_std": 0.0}),
     *(Task(env_id, changed=each) for env_id in _SMALL_TASKS for each in _ANY),
