@@ -135,7 +135,7 @@ def exclusive(path: Path, what_for: str = "") -> Iterator[None]:
     with handle:
         if fcntl is not None:
             try:
-                _locked(handle)
+                _lock(handle)
             except BlockingIOError as error:
                 holder = last_holder(path) or "another process"
                 raise LockedError(f"{path.parent} is being written by {holder}; wait for it, or choose another path") from error
@@ -149,14 +149,15 @@ def exclusive(path: Path, what_for: str = "") -> Iterator[None]:
         yield
 
 
-def _locked(handle: IO[bytes]) -> None:
+def _lock(handle: IO[bytes]) -> None:
     """Lock a file; one who only asked whether it is held lets it go at once, so that it is tried a few times."""
-    for _ in range(_TRIES):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not tries_left:
+                raise
         time.sleep(_PAUSE)
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def sweep(folder: Path, name: str | None = None, *, held: bool = True) -> None:
