@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from il_based_rl.networks import MLP, RewardScaler, RunningNormalizer, parameter_count
 
 
-def mlp(sizes=(3, 16, 8, 2), activation="tanh", last_gain=0.5, seed=0):
-    return MLP(sizes, activation, last_gain=last_gain, generator=torch.Generator().manual_seed(seed))
+def mlp(sizes=(3, 16, 8, 2), activation="tanh", last_gain=0.5, seed=0, **more):
+    return MLP(sizes, activation, last_gain=last_gain, generator=torch.Generator().manual_seed(seed), **more)
 
 
 def set_layer(layer, weight, bias):
@@ -49,6 +49,16 @@ def test_weights_are_orthogonal_with_their_gains_and_biases_zero():
         weight = layer.weight.detach() if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.detach().T
         torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)), rtol=1e-5, atol=1e-6 * gain**2 + 1e-9)
         assert layer.bias.tolist() == [0.0] * len(layer.bias)
+
+
+def test_uniform_weights_and_biases_fill_what_a_linear_layer_of_torch_fills():
+    network = mlp((100, 400, 3), orthogonal=False)
+    for layer in network.layers:
+        bound = layer.in_features**-0.5
+        for parameter in (layer.weight, layer.bias):
+            assert parameter.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)  # of a uniform variable
+        assert layer.bias.unique().numel() == len(layer.bias)
 
 
 @pytest.mark.usefixtures("global_generators_untouched")

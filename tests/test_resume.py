@@ -565,6 +565,7 @@ def test_a_hyperparameter_may_change_at_a_resume_and_holds_from_then_on(change, 
         ("--no-normalize-reward", "True", "False"),
         ("--eval-episodes 3", "2", "3"),
         ("--obs-clip 5", "10.0", "5.0"),
+        ("--no-orthogonal-init", "True", "False"),
     ],
 )
 def test_what_a_run_is_made_of_may_not_change_at_a_resume(flags, before, now, begun, tmp_path, capsys):

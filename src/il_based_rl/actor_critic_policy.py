@@ -28,6 +28,7 @@ class ActorCriticPolicy(nn.Module):
         hidden_dims: Hidden layer sizes of the actor, and of the critic.
         activation: Between the layers.
         initial_log_std: Where the log standard deviation starts; 0 is half the range of a bounded action.
+        orthogonal_init: Whether the weights begin orthogonal, or uniform, see `MLP`.
         obs_clip: Largest magnitude of a standardised observation.
         generator: Source of the initial weights; None draws them from a generator of its own.
 
@@ -43,6 +44,7 @@ class ActorCriticPolicy(nn.Module):
         *,
         activation: Activation = "tanh",
         initial_log_std: float = 0.0,
+        orthogonal_init: bool = True,
         obs_clip: float = 10.0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -51,9 +53,16 @@ class ActorCriticPolicy(nn.Module):
             generator = torch.Generator()
             generator.seed()
         self.actor = MLPPolicy(
-            observation_space, action_space, hidden_dims, activation=activation, obs_clip=obs_clip, generator=generator
+            observation_space,
+            action_space,
+            hidden_dims,
+            activation=activation,
+            orthogonal_init=orthogonal_init,
+            obs_clip=obs_clip,
+            generator=generator,
         )
-        self.critic = MLP([self.actor.codec.size, *hidden_dims, 1], activation, last_gain=1.0, generator=generator)
+        sizes = [self.actor.codec.size, *hidden_dims, 1]
+        self.critic = MLP(sizes, activation, last_gain=1.0, orthogonal=orthogonal_init, generator=generator)
         log_std = torch.full((self.actor.head.num_outputs,), float(initial_log_std))
         self.log_std = nn.Parameter(log_std) if self.actor.head.continuous else None
 

@@ -227,6 +227,8 @@ class TrainPPOConfig:
     """Between the layers."""
     initial_log_std: float = 0.0
     """Where the logarithm of the standard deviation of continuous actions starts: 0 is half the action's range."""
+    orthogonal_init: bool = True
+    """Begin with orthogonal weights, the actor's last ones near 0; when off, with uniform ones, as PyTorch's layers do."""
     obs_clip: float = 10.0
     """Largest magnitude of a standardised observation; kept with the policy."""
     seed: int | None = None

@@ -21,12 +21,14 @@ _CONSTANT_VARIANCE = 1e-12
 class MLP(nn.Module):
     """Linear layers with an activation between them.
 
-    Weights are orthogonal, with a gain of sqrt(2) in the hidden layers and `last_gain` in the last; biases are zero.
+    Weights are orthogonal, with a gain of sqrt(2) in the hidden layers and `last_gain` in the last, and biases are zero;
+    or both are uniform within 1 / sqrt(inputs of the layer), as `torch.nn.Linear` has them.
 
     Args:
         sizes: Numbers of inputs, of units in each hidden layer, and of outputs.
         activation: Between the layers.
         last_gain: Scale of the last layer: near 0 a policy starts indifferent, 1 suits a critic.
+        orthogonal: Which of the two.
         generator: Source of the initial weights; the global generators are never touched.
 
     Source:
@@ -34,15 +36,28 @@ class MLP(nn.Module):
         https://arxiv.org/abs/2006.05990.
     """
 
-    def __init__(self, sizes: Sequence[int], activation: Activation, *, last_gain: float, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: Activation,
+        *,
+        last_gain: float,
+        orthogonal: bool = True,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__()
         self.activation = activation
         with torch.random.fork_rng(devices=[]):  # torch draws weights of its own first, from the global generator
             self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in itertools.pairwise(sizes))
         for k, layer in enumerate(self.linear):
-            gain = last_gain if k == len(self.layers) - 1 else math.sqrt(2.0)
-            nn.init.orthogonal_(layer.weight, gain, generator=generator)
-            nn.init.zeros_(layer.bias)
+            if orthogonal:
+                gain = last_gain if k == len(self.layers) - 1 else math.sqrt(2.0)
+                nn.init.orthogonal_(layer.weight, gain, generator=generator)
+                nn.init.zeros_(layer.bias)
+            else:
+                bound = 1 / math.sqrt(layer.in_features)
+                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
     @property
     def linear(self) -> list[nn.Linear]:

@@ -51,6 +51,7 @@ class MLPPolicy(nn.Module):
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         hidden_dims: Hidden layer sizes; none makes a linear policy.
         activation: Between the layers.
+        orthogonal_init: Whether the weights begin orthogonal, or uniform, see `MLP`.
         obs_clip: Largest magnitude of a standardised observation.
         generator: Source of the initial weights; None draws them from a generator of its own.
 
@@ -65,6 +66,7 @@ class MLPPolicy(nn.Module):
         hidden_dims: Sequence[int] = (256, 256),
         *,
         activation: Activation = "relu",
+        orthogonal_init: bool = True,
         obs_clip: float = 10.0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -80,7 +82,7 @@ class MLPPolicy(nn.Module):
         self.normalizer = RunningNormalizer(self.codec.measured, obs_clip)
         self._kept: _Kept | None = None
         sizes = [self.codec.size, *hidden_dims, self.head.num_outputs]
-        self.network = MLP(sizes, activation, last_gain=0.01, generator=generator)
+        self.network = MLP(sizes, activation, last_gain=0.01, orthogonal=orthogonal_init, generator=generator)
 
     def _require_readable(self) -> None:
         """Raise an error now if a checkpoint of this policy would be taken for a damaged one when it is read."""

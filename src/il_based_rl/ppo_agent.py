@@ -116,7 +116,8 @@ class PPOAgent:
             hidden_dims: See `ActorCriticPolicy`.
             seed: See `PPOAgent`.
             device: See `PPOAgent`.
-            **shape: Further arguments of `ActorCriticPolicy`: `activation`, `initial_log_std`, `obs_clip`.
+            **shape: Further arguments of `ActorCriticPolicy`: `activation`, `initial_log_std`, `orthogonal_init`,
+                `obs_clip`.
         """
         seed = fresh_seed() if seed is None else seed
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))

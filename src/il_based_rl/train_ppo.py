@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
-_SHAPE = ("hidden_dims", "activation", "initial_log_std", "obs_clip")
+_SHAPE = ("hidden_dims", "activation", "initial_log_std", "orthogonal_init", "obs_clip")
 _FIXED_AT_RESUME = ("env_id", "num_envs", "seed", "eval_episodes", *_SHAPE)
 
 
