@@ -63,7 +63,12 @@ SEEDS = {"CartPole-v1": range(10, 20)}
 """Where they are not 0 to 9: of these two had been looked at with settings of before."""
 TASKS = [Task("Pendulum-v1", preset=False), *(Task(env_id, seeds=SEEDS.get(env_id, range(10))) for env_id in PRESETS)]
 _SMALL_TASKS = ("Pendulum-v1", "MountainCarContinuous-v0", "InvertedDoublePendulum-v5")
-_ANY: list[dict[str, Any]] = [{"lr_schedule": "constant"}, {"activation": "relu"}, {"reward_clip": 1.0}]
+_ANY: list[dict[str, Any]] = [
+    {"lr_schedule": "constant"},
+    {"activation": "relu"},
+    {"reward_clip": 1.0},
+    {"orthogonal_init": False},
+]
 _GONE: list[dict[str, Any]] = [
     {"clip_schedule": "linear"},
     {"value_clip_range": 0.2},
