@@ -99,7 +99,7 @@ def write_page(
     tables = [
         *_page(ours, theirs, commands),
         *_not_reached(ours, theirs, searched),
-        *_changes(compared, gone, _without_a_flag(searched)),
+        *_changes(compared, gone, _one_flag_more(searched), _without_a_flag(searched)),
     ]
     page = "\n".join([*tables, *_search(searched)])
     (DOCS / "returns.md").write_text(page + "\n", encoding="utf-8")
@@ -156,11 +156,26 @@ def _not_reached(ours: dict[str, Any], theirs: dict[str, Any], searched: list[di
     return ["", "## What falls short", "", *lines] if lines else []
 
 
-def _without_a_flag(searched: list[dict[str, Any]]) -> Compared:
-    """Return what was tried without a flag, named in parentheses, on four seeds of the search or more."""
+def _by_settings(searched: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in searched:
         rows.setdefault(row["settings"], []).append(row)
+    return rows
+
+
+def _one_flag_more(searched: list[dict[str, Any]]) -> Compared:
+    """Return what differs by one flag from other settings, on eight seeds of the search or more."""
+    rows = _by_settings(searched)
+    return [
+        (tried[0]["task"], f"`{settings[len(others) + 1 :]}`", rows[others], tried)
+        for settings, tried in rows.items()
+        if (others := settings.rpartition(" --")[0]) in rows and len(tried) >= 8
+    ]
+
+
+def _without_a_flag(searched: list[dict[str, Any]]) -> Compared:
+    """Return what was tried without a flag, named in parentheses, on four seeds of the search or more."""
+    rows = _by_settings(searched)
     return [
         (tried[0]["task"], settings[len(flags) + 2 : -1], rows[flags], tried)
         for settings, tried in rows.items()
@@ -168,7 +183,7 @@ def _without_a_flag(searched: list[dict[str, Any]]) -> Compared:
     ]
 
 
-def _changes(compared: Compared, gone: Compared, without_a_flag: Compared) -> list[str]:
+def _changes(compared: Compared, gone: Compared, one_flag_more: Compared, without_a_flag: Compared) -> list[str]:
     return [
         "",
         "## What the settings bring",
@@ -178,6 +193,10 @@ def _changes(compared: Compared, gone: Compared, without_a_flag: Compared) -> li
         "learning rate on InvertedDoublePendulum-v5 five seeds came first, -439 [-1,157, 280], and then five more.",
         "",
         *_table_of_changes(compared),
+        "",
+        "The same on seeds of the search, and from its start states:",
+        "",
+        *_table_of_changes(one_flag_more),
         "",
         "These settings were not shown to be better where they were tried, and are gone; the rows are of the version before:",
         "",
