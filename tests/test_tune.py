@@ -320,3 +320,16 @@ def test_a_search_of_settings_that_are_gone_is_refused_and_stays_as_it_is(quick)
     with pytest.raises(ResumeError, match=r"search\.db searched clip_schedule too, which is gone; choose another --save-path"):
         tune(config(trials=4))
     assert len(kept().trials) == 3
+
+
+def test_a_search_of_fewer_settings_goes_on_and_those_that_it_left_out_are_the_defaults(quick, monkeypatch):
+    with monkeypatch.context() as before:
+        fewer = {name: choices for name, choices in module._CHOICES.items() if name not in ("activation", "orthogonal_init")}
+        before.setattr(module, "_CHOICES", fewer)
+        former = tune(config(trials=3))
+    settings = tune(config(trials=3))
+    assert settings == former | {"activation": "tanh", "orthogonal_init": True}
+    tune(config(trials=6))
+    defaults = [trial for trial in kept().trials if trial.params["rollout"] == "1 x 2048" and trial.params["lr"] == 3e-4]
+    assert len(kept().trials) == 6
+    assert len(defaults) == 1  # which were tried once

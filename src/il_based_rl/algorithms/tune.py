@@ -58,6 +58,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "entropy_coef": (0.0, 0.001, 0.01),
     "lr_schedule": ("constant", "linear"),
     "initial_log_std": (0.0, -0.5, -1.0),
+    "activation": ("tanh", "relu"),
+    "orthogonal_init": (True, False),
 }
 _RATES = (1e-4, 2e-3)
 """Range of learning rates, drawn evenly in their logarithm."""
@@ -130,10 +132,11 @@ def _drawn(trial: optuna.Trial) -> Settings:
 
 
 def _settings_of(params: Mapping[str, Any]) -> Settings:
-    """Return the settings that a trial's parameters stand for."""
+    """Return the settings that a trial's parameters stand for; a search of before may have left some at the defaults."""
+    usual = _defaults()
     num_envs, n_steps = _ROLLOUTS[params["rollout"]]
     lr = float(f"{params['lr']:.2g}")  # what is printed is what was tried
-    return {"num_envs": num_envs, "n_steps": n_steps, "lr": lr, **{name: params[name] for name in _CHOICES}}
+    return {"num_envs": num_envs, "n_steps": n_steps, "lr": lr, **{name: params.get(name, usual[name]) for name in _CHOICES}}
 
 
 def _bars(study: optuna.Study) -> dict[int, float]:
@@ -274,7 +277,7 @@ def _enqueue_defaults(study: optuna.Study) -> None:
     states = _optuna().trial.TrialState
     usual = {"rollout": "1 x 2048", **{name: _defaults()[name] for name in ("lr", *_CHOICES)}}
     known = study.get_trials(states=(states.COMPLETE, states.PRUNED, states.WAITING))
-    if not any(trial.state == states.WAITING or trial.params == usual for trial in known):
+    if not any(trial.state == states.WAITING or usual | trial.params == usual for trial in known):
         study.enqueue_trial(usual)
 
 
