@@ -112,6 +112,19 @@ def test_the_evaluation_may_not_change_when_a_run_is_resumed(capsys):
     assert "leave the flag out" in refused("train --resume --save-path c/s.pt --eval-episodes 3", capsys)
 
 
+def test_a_hyperparameter_that_may_not_change_is_named_alone(capsys):
+    main(f"{TRAIN} --epochs 2".split())
+    assert "c/s.pt was trained with epochs 2, not 5; leave the flag out" in refused(
+        "train --resume --save-path c/s.pt --epochs 5", capsys
+    )
+
+
+@pytest.mark.parametrize("command", ["train-ppo", "train", "dagger", "finetune"])
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_folder_is_no_save_path_of_a_run_to_resume(command, place, capsys):
+    assert "--save-path must be the path of a file" in refused(f"{command} --resume --save-path {place}", capsys)
+
+
 # ---- fewer demonstrations, early stopping, losses ----
 
 

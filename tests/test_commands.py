@@ -420,6 +420,14 @@ def test_the_evaluate_command_prints_what_the_function_returns(name, workplace, 
     assert f"mean {result.lengths.mean():.1f}  min 1  max 20" in output
 
 
+def test_one_episode_has_no_spread(workplace, capsys):
+    evaluate.main(f"--env-id toy/ShortOrLong-v0 --checkpoint {workplace}/expert.pt --hidden-dims 8 --num-episodes 1".split())
+    output = capsys.readouterr().out
+    assert "1 episode, start seed 0" in output
+    assert "interval" not in output
+    assert "deviation" not in output
+
+
 def run_shell(*command):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 

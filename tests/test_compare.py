@@ -193,6 +193,18 @@ def test_what_cannot_be_compared_is_named():
         compare_policies({"agent": "nowhere.pt"}, "goals/Goals-v0", 2)
 
 
+def test_one_policy_does_not_stand_for_two_training_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = agent()
+    one.save("a.pt")
+    one.save("b.pt")
+    for twice in (["a.pt", "b.pt", "./a.pt"], [one, one]):
+        with pytest.raises(ConfigError, match=r"method names .* twice"):
+            compare_policies({"method": twice}, "goals/Goals-v0", 2, quiet=True)
+    numbers = compare_policies({"method": ["a.pt"], "same": ["a.pt"]}, "goals/Goals-v0", 2, quiet=True).numbers
+    assert [policy["name"] for policy in numbers["policies"]] == ["method", "same", "random"]
+
+
 # ---- the command ----
 
 

@@ -92,7 +92,15 @@ def test_select_takes_episodes_in_the_given_order_and_refuses_others():
     assert chosen.actions.ravel().tolist() == pytest.approx([0.2, 0.21, 0.22, 0.0, 0.01])
     assert chosen.seeds.tolist() == [102, 100]
     assert chosen.final_observations.ravel().tolist() == [23, 2]
-    for wrong in ([3], [-1], []):
+    for wrong in ([3], [-1], [], [0.9, 1.9], [[0]], ["0"]):
+        with pytest.raises(IndexError, match="3 episodes"):
+            dataset().select(wrong)
+
+
+def test_select_takes_a_truth_value_of_every_episode_as_numpy_does():
+    assert dataset().select([True, False, True]).seeds.tolist() == [100, 102]
+    assert dataset().select(np.array([False, False, True])).seeds.tolist() == [102]
+    for wrong in ([True, False], [True] * 4, [False] * 3):
         with pytest.raises(IndexError, match="3 episodes"):
             dataset().select(wrong)
 

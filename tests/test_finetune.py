@@ -24,7 +24,7 @@ from il_based_rl.checkpoint import load_agent
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, GuardConfig, PPOConfig
 from il_based_rl.envs import InProcessEnvs
-from il_based_rl.errors import SpaceMismatchError
+from il_based_rl.errors import ConfigError, SpaceMismatchError
 from il_based_rl.evaluate import evaluate_policy
 from il_based_rl.experiment.run import TIME_FIELDS
 from il_based_rl.files import read_checkpoint, read_rows
@@ -538,12 +538,12 @@ def test_a_standard_deviation_is_tried_out_where_none_is_given(capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("actions begin with a standard deviation")]
     found = read_checkpoint("c/f.pt")["run"]["settings"]["guard"]["action_std"]
     assert said == [f"actions begin with a standard deviation of {found} of half their range (--action-std sets another)"]
-    assert 0.05 <= found <= 0.7
+    assert 0.05 <= found <= 1.0
     main([*RUN.split(), "--action-std", "0.2"])
     assert "actions begin" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("frail", "expected"), [(1.0, 0.7), (0.3, 0.25), (0.01, 0.06)])
+@pytest.mark.parametrize(("frail", "expected"), [(1.0, 1.0), (0.9, 0.7), (0.3, 0.25), (0.01, 0.06)])
 def test_the_largest_deviation_that_leaves_a_quarter_of_the_advantage_is_taken(frail, expected, monkeypatch):
     # Returns of 100 for the clone and 0 for random actions; under noise of more than `frail` less than a quarter is left.
     class Players:
@@ -582,3 +582,17 @@ def test_files_are_looked_at_before_anything_is_played(capsys):
         with pytest.raises(SystemExit):
             main([*RUN.split(), *flags.split()])
         assert "actions begin" not in capsys.readouterr().err
+
+
+def test_only_a_student_or_an_expert_of_this_package_is_improved():
+    with pytest.raises(ConfigError, match="a function cannot be fine-tuned"):
+        finetune(lambda obs: 1, "CartPole-v1", 500)
+
+
+@pytest.mark.usefixtures("saved")
+def test_a_run_of_fine_tuning_is_gone_on_with_by_fine_tuning(capsys):
+    main(RUN.split())
+    with pytest.raises(SystemExit) as leaving:
+        main(["train-ppo", "--resume", "c/f.pt", "--save-path", "o/e.pt"])
+    assert leaving.value.code == 2
+    assert "c/f.pt is of a run of il-rl finetune; go on with it by il-rl finetune --resume" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Anybody's agent acts: ours, another library's, a plain function."""
 
+import contextlib
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from toy_envs import Steady
 from il_based_rl.agent import BCAgent
 from il_based_rl.collect import collect_demos
 from il_based_rl.envs import make_players
-from il_based_rl.errors import EnvironmentFaultError, SpaceMismatchError
+from il_based_rl.errors import ConfigError, EnvironmentFaultError, SpaceMismatchError
+from il_based_rl.evaluate import evaluate_policy
 from il_based_rl.interop import actor_from
 from il_based_rl.policy import MLPPolicy
 from il_based_rl.ppo_agent import PPOAgent
@@ -182,6 +185,24 @@ def test_an_action_that_is_none_of_the_space_is_an_error_that_names_the_place(en
     with pytest.raises(EnvironmentFaultError, match=r"environment 2, step 12 .*does not fit") as fault:
         actor_of(Steady(given), players)(players[2:])
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(("given", "told"), [([1.0, 2.0], "expected 1 numbers, not 2"), (None, "expected finite numbers")])
+def test_what_is_wrong_with_an_action_is_said(given, told):
+    players = players_of("Pendulum-v1", 1)
+    with pytest.raises(EnvironmentFaultError, match=told):
+        actor_of(lambda obs: given, players)(players)
+
+
+@pytest.mark.parametrize("call", [evaluate_policy, collect_demos])
+def test_an_environment_is_named_and_not_given(call):
+    given = {evaluate_policy: (always, "env"), collect_demos: ("env", always)}[call]
+    with contextlib.closing(gym.make("CartPole-v1")) as env, pytest.raises(ConfigError, match="named by its ID"):
+        call(*(env if each == "env" else each for each in given), 2)
+
+
+def always(obs):
+    return 1
 
 
 def test_a_failing_agent_is_an_error_that_names_the_place():

@@ -575,7 +575,12 @@ def test_a_curve_of_several_seeds_is_their_mean_with_its_interval():
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [("nowhere.pt", "no run at nowhere.pt"), ("a.pt --metric speed", "--metric speed"), ("a.pt --save-path c.txt", ".png")],
+    [
+        ("nowhere.pt", "no run at nowhere.pt"),
+        (".", "no run at ."),
+        ("a.pt --metric speed", "--metric speed"),
+        ("a.pt --save-path c.txt", ".png"),
+    ],
 )
 def test_what_cannot_be_drawn_is_one_line(arguments, says, capsys):
     train("a.pt")

@@ -1,10 +1,13 @@
 """Searching settings of PPO: what is tried is kept, gone on with, and judged on new seeds."""
 
+import multiprocessing
 import os
 import re
 import shlex
 import sqlite3
 import sys
+import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -220,6 +223,28 @@ def test_processes_side_by_side_try_all_and_leave_none_behind(capsys):
     assert all(trial.state.name in ("COMPLETE", "PRUNED") for trial in kept().trials)
 
 
+def test_who_interrupts_does_not_wait_for_processes_that_are_busy():
+    before = set(multiprocessing.active_children())
+    results = module._side_by_side(2, _slept, [("short", (0.0,)), ("long", (60.0,))])
+    assert next(results) == ("short", 0.0)
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 30.0  # and not the sixty seconds of the other
+    assert set(multiprocessing.active_children()) <= before
+
+
+def _slept(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "50%20x.db", "q{x}.db", "a b#ü.db"])
+def test_a_search_lies_in_the_file_that_was_named(name, quick):
+    tune(config(trials=1, save_path=name))
+    tune(config(trials=2, save_path=name))
+    assert {path.name for path in Path().iterdir()} == {name, f".{name}.lock"}
+
+
 def test_what_fails_in_a_process_of_the_search_arrives():
     results = module._side_by_side(2, abs, [("one", (-1,)), ("two", (-2,))])
     assert sorted(results) == [("one", 1), ("two", 2)]
@@ -256,7 +281,7 @@ def test_a_search_for_something_else_is_not_gone_on_with(quick, capsys):
     tune(config(trials=1))
     code, error = failing(capsys, f"--env-id CartPole-v1 {SHORT}")
     assert code == 2
-    assert "env_id tuning/Aim-v0, not CartPole-v1" in error
+    assert "holds a search with --env-id tuning/Aim-v0, not CartPole-v1; choose another --save-path" in error
 
 
 def test_a_file_of_something_else_is_refused_and_stays_as_it_is(tmp_path, capsys):

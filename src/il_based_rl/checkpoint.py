@@ -41,6 +41,8 @@ def located(path: str | Path) -> Path:
     Raises:
         FileMissingError: The zoo has none of this name; those that there are are named.
     """
+    if not str(path):
+        raise FileMissingError("the path of a checkpoint is empty; expected that of a file, or zoo:NAME")
     if not str(path).startswith(ZOO):
         return Path(path)
     package, name = Path(__file__).parent, str(path).removeprefix(ZOO)

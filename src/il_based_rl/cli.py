@@ -68,7 +68,8 @@ def given(flag: str, argv: Sequence[str] | None) -> str | None:
     for k, argument in enumerate(arguments):
         name, equals, text = argument.partition("=")
         if name.replace("_", "-") == flag:
-            value = text if equals else (arguments[k + 1] if k + 1 < len(arguments) else None)
+            following = arguments[k + 1] if k + 1 < len(arguments) else None
+            value = text if equals else None if following is not None and following.startswith("--") else following
     return value
 
 

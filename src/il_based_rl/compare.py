@@ -78,6 +78,7 @@ def compare_policies(
         raise ConfigError(f"success_threshold must be a finite number, got {success_threshold}")
     if not listed or not all(listed.values()) or len(seeds) < 2:
         raise ConfigError(f"a comparison needs policies and two start states, got {listed} and {len(seeds)} start states")
+    _require_different_runs(listed)
     listed.setdefault(RANDOM, [RANDOM])
     loaded = {name: [load_agent(each) if _is_path(each) else each for each in given] for name, given in listed.items()}
     contenders = []
@@ -101,6 +102,17 @@ def _require_one_random(listed: Mapping[str, Sequence[Any]]) -> None:
         random = [isinstance(each, str) and not _is_path(each) for each in given]
         if (name == "random") != any(random) or (any(random) and len(given) > 1):
             raise ConfigError(f"the name random stands for the random policy alone, got {name}={given}; choose another name")
+
+
+def _require_different_runs(listed: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ConfigError if one policy stands for two training runs, between which there would be no difference at all."""
+    from il_based_rl.checkpoint import located
+
+    for name, given in listed.items():
+        known = [located(each).resolve() if _is_path(each) else id(each) for each in given]
+        twice = [each for each, key in zip(given, known, strict=True) if known.count(key) > 1]
+        if twice:
+            raise ConfigError(f"{name} names {twice[0]!s:.200} twice, as if it were two training runs; leave one out")
 
 
 def _is_path(given: Any) -> bool:

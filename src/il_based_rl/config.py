@@ -222,7 +222,7 @@ class TrainPPOConfig:
     num_envs: int = 1
     """Environments stepped side by side; a rollout has n-steps of each."""
     hidden_dims: tuple[int, ...] = (64, 64)
-    """Hidden layer sizes of the actor, and of the critic."""
+    """Hidden layer sizes of the actor, and of the critic; without any both are linear."""
     activation: Activation = "tanh"
     """Between the layers."""
     initial_log_std: float = 0.0

@@ -161,12 +161,21 @@ class DemoDataset:
     def select(self, episodes: Sequence[int] | np.ndarray) -> DemoDataset:
         """Return the data set of these episodes, in this order.
 
+        Args:
+            episodes: Their numbers; or of every episode whether it is wanted, shape (E,), bool.
+
         Raises:
-            IndexError: There is no such episode.
+            IndexError: There is no such episode, or none is wanted.
         """
-        chosen = np.asarray(episodes, np.int64)
-        if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= self.num_episodes:
-            raise IndexError(f"episodes {list(episodes)} of a data set of {self.num_episodes} episodes")
+        chosen = np.asarray(episodes)
+        if chosen.dtype == bool and chosen.shape == (self.num_episodes,):
+            chosen = np.flatnonzero(chosen)
+        whole = chosen.ndim == 1 and chosen.dtype.kind in "iu"
+        if not whole or len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= self.num_episodes:
+            raise IndexError(
+                f"episodes {list(episodes)} of a data set of {self.num_episodes} episodes; expected whole numbers from 0 to "
+                f"{self.num_episodes - 1}, or as many truth values as there are episodes"
+            )
         starts, lengths = self.episode_starts[chosen], self.episode_lengths[chosen]
         rows = np.concatenate([np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)])
         return DemoDataset(

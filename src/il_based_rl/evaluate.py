@@ -148,9 +148,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             agent, config.env_id, config.num_episodes, config.seed, deterministic=config.deterministic, quiet=config.quiet
         )
     low, high = result.interval
-    interval = "" if len(result.returns) == 1 else f"  95% interval [{low:.2f}, {high:.2f}]"
-    cli.say(f"Evaluated {config.checkpoint} on {config.env_id}: {len(result.returns)} episodes, start seed {config.seed}")
-    cli.say(f"mean return {result.mean:.2f}{interval}  standard deviation {result.std:.2f}")
+    one = len(result.returns) == 1
+    spread = "" if one else f"  95% interval [{low:.2f}, {high:.2f}]  standard deviation {result.std:.2f}"
+    played = "1 episode" if one else f"{len(result.returns)} episodes"
+    cli.say(f"Evaluated {config.checkpoint} on {config.env_id}: {played}, start seed {config.seed}")
+    cli.say(f"mean return {result.mean:.2f}{spread}")
     lengths = result.lengths
     success = "" if result.successes is None else f"  success rate {result.successes.mean():.1%}"
     cli.say(f"episode length mean {lengths.mean():.1f}  min {lengths.min()}  max {lengths.max()}{success}")

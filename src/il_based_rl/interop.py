@@ -195,7 +195,9 @@ class _ForeignActor:
         space = self._space
         try:
             action = np.asarray(answer.detach().cpu() if isinstance(answer, torch.Tensor) else answer)
-            if action.size != np.prod(space.shape or (1,), dtype=int) or not np.isfinite(action).all():
+            if action.size != (wanted := np.prod(space.shape or (1,), dtype=int)):
+                raise ValueError(f"expected {wanted} numbers, not {action.size}")
+            if action.dtype.kind not in "biuf" or not np.isfinite(action).all():
                 raise ValueError("expected finite numbers")
             action = action.reshape(space.shape or ())
             if isinstance(space, spaces.Box):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from il_based_rl import cli
 from il_based_rl.config import FinetuneConfig
-from il_based_rl.errors import ResumeError, TimeIsUp
+from il_based_rl.errors import ConfigError, ResumeError, TimeIsUp
 from il_based_rl.experiment import (
     Checkpoint,
     own_settings,
@@ -46,6 +46,7 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
         settings: Further fields of `FinetuneConfig`; of files only `demo_path` is read, and none is written.
 
     Raises:
+        ConfigError: It is neither, or a setting is out of range.
         SpaceMismatchError: The student was made for other spaces.
         EnvironmentFaultError: The environment failed.
         See `envs.make_env`.
@@ -53,9 +54,14 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
     Example:
         expert = finetune(BCAgent.load("checkpoints/bc_student.pt"), "Hopper-v5", 200_000, num_envs=4, seed=0)
     """
+    from il_based_rl.agent import BCAgent
     from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.ppo_agent import PPOAgent
 
+    if not isinstance(student, BCAgent | PPOAgent):
+        raise ConfigError(
+            f"a {type(student).__name__} cannot be fine-tuned, but a BCAgent or a PPOAgent; clone it first, from demonstrations"
+        )
     config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
     with fitting_threads(student.hidden_dims), _world(config) as (envs, players):
         demos = _demos(config, envs)

@@ -31,7 +31,7 @@ from il_based_rl.seeding import generator, generator_state, restore_generator, t
 from il_based_rl.statistics import Estimate, difference
 
 _DEMO_BATCH = 64
-_STDS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.06)
+_STDS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.06)
 """Standard deviations to begin with that are tried, in units of half the action's range."""
 _KEPT_SHARE = 0.25
 """Of the clone's advantage over a random policy, that it must keep under one of them."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +32,6 @@ from il_based_rl.errors import (
     TrainingDivergedError,
     UserError,
 )
-from il_based_rl.experiment import require_unchanged
 from il_based_rl.presets import applied, flag_of
 from il_based_rl.train_ppo import fresh_agent
 
@@ -258,11 +258,20 @@ def _study(config: TuneConfig) -> optuna.Study:
     from il_based_rl.seeding import generator
 
     optuna = _optuna()
+    from sqlalchemy.pool import QueuePool  # which comes with it
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{config.save_path}")
+    database = {"creator": partial(sqlite3.connect, config.save_path, check_same_thread=False), "poolclass": QueuePool}
+    storage = optuna.storages.RDBStorage("sqlite://", database)  # by its path, as a URL would read a "?" or "%" in it
     study = optuna.create_study(storage=storage, study_name="il-rl tune", direction="maximize", load_if_exists=True)
     if "settings" in study.user_attrs:
-        require_unchanged(Path(config.save_path), from_plain(TuneConfig, study.user_attrs["settings"]), config, _FIXED)
+        former = from_plain(TuneConfig, study.user_attrs["settings"])
+        for name in _FIXED:
+            before, now = getattr(former, name), getattr(config, name)
+            if before != now:
+                raise ResumeError(
+                    f"{config.save_path} holds a search with {flag_of(name, before)}, not {now}; choose another --save-path"
+                )
         known = {"rollout", "lr", *_CHOICES}
         if others := sorted({name for trial in study.trials for name in trial.params} - known):
             raise ResumeError(f"{config.save_path} searched {', '.join(others)} too, which is gone; choose another --save-path")
@@ -325,7 +334,7 @@ def _side_by_side(
         yield from ((name, call(*arguments)) for name, arguments in jobs)
         return
     context, waiting = multiprocessing.get_context("spawn"), iter(jobs)
-    told = context.Event()
+    told, others = context.Event(), set(multiprocessing.active_children())
     running: dict[Future[Result], Name] = {}
     with ProcessPoolExecutor(count, context, _begin_process, (told,)) as pool:
         try:
@@ -338,6 +347,10 @@ def _side_by_side(
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise EnvironmentFaultError(f"a process of the search has ended by itself ({error}); try --workers 1") from error
+        except BaseException:  # an interruption does not wait for processes that are still importing
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
         finally:
             told.set()
 

@@ -23,7 +23,7 @@ def bounds_hold(env_id: str, rule: str) -> bool:
         env_id: Gymnasium environment ID.
         rule: `strict` yes, `any` no, `auto` yes but in `LEAVING_BOUNDS`.
     """
-    return rule == "strict" or (rule == "auto" and env_id.rpartition(":")[2] not in LEAVING_BOUNDS)
+    return rule == "strict" or (rule == "auto" and str(env_id).rpartition(":")[2] not in LEAVING_BOUNDS)
 
 
 class Bounds:

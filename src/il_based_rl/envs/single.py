@@ -19,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from il_based_rl.envs.bounds import REMEDY, Bounds, short
 from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, EnvState
-from il_based_rl.errors import EnvironmentFaultError, MissingExtraError, UnknownEnvironmentError
+from il_based_rl.errors import ConfigError, EnvironmentFaultError, MissingExtraError, UnknownEnvironmentError
 from il_based_rl.spaces import ObservationCodec
 
 REPLAYED_STEPS = 20_000
@@ -30,10 +30,13 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
     """Make a Gymnasium environment, from its id or from what another one was made from.
 
     Raises:
+        ConfigError: It is neither.
         UnknownEnvironmentError: No such id is registered; the nearest ones are named.
         MissingExtraError: The environment needs a package that is not installed.
         EnvironmentFaultError: Its constructor failed.
     """
+    if not isinstance(env_id, str | EnvSpec):
+        raise ConfigError(f"an environment is named by its ID, such as 'CartPole-v1'; got {env_id!s:.100}")
     registration, env_id = env_id, env_id if isinstance(env_id, str) else env_id.id
     settings: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # an environment may know of none
     if ":" in env_id:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from il_based_rl.errors import FileFormatError, ResumeError, UserError
 
 Checkpoint = tuple[Path, dict[str, Any]]
 """A checkpoint's path, and what was read from it."""
+_ITS_OWN = {"train-ppo": "preset", "train": "max_demos", "dagger": "expert", "finetune": "guard"}
+"""Of each command that can be resumed, a setting that no other of them has."""
 
 
 def resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
@@ -55,10 +57,12 @@ def stored_settings(checkpoint: Checkpoint, kind: type[Settings], command: str, 
         beside: Names that the run kept with them, and that are none.
 
     Raises:
+        ResumeError: Another command began the run.
         FileFormatError: There are none, or they are damaged.
         ConfigError: One of them is out of range.
     """
     path, payload = checkpoint
+    _require_begun_by(command, checkpoint)
     try:
         settings = {name: value for name, value in payload["run"]["settings"].items() if name not in beside}
         return from_plain(kind, settings | {"resume": None})
@@ -66,6 +70,15 @@ def stored_settings(checkpoint: Checkpoint, kind: type[Settings], command: str, 
         raise
     except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"{path} holds no settings that {command} can go on with: {error}") from error
+
+
+def _require_begun_by(command: str, checkpoint: Checkpoint) -> None:
+    path, payload = checkpoint
+    run = payload.get("run")
+    settings = run.get("settings") if isinstance(run, dict) else None
+    for other, setting in _ITS_OWN.items():
+        if other != command and isinstance(settings, dict) and setting in settings:
+            raise ResumeError(f"{path} is of a run of il-rl {other}; go on with it by il-rl {other} --resume")
 
 
 def own_settings(checkpoint: Checkpoint, stored: Settings, defaults: Settings) -> Settings:
@@ -84,7 +97,9 @@ def require_unchanged(path: Path, stored: Any, config: Any, names: Sequence[str]
     """Raise ResumeError if one of these settings is not as in the run that is resumed."""
     for name in names:
         before, now = getattr(stored, name), getattr(config, name)
-        if before != now:
+        if is_dataclass(before):
+            require_unchanged(path, before, now, [field.name for field in fields(before)])
+        elif before != now:
             raise ResumeError(
                 f"{path} was trained with {name} {before}, not {now}; leave the flag out, or start afresh without --resume"
             )

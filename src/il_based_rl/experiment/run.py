@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from il_based_rl.cli import notice
-from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError, ResumeError, TimeIsUp
+from il_based_rl.errors import ConfigError, FileFormatError, FileMissingError, FileWriteError, ResumeError, TimeIsUp
 from il_based_rl.experiment.sinks import GuardedSink
 from il_based_rl.files import (
     RowFile,
@@ -56,6 +56,8 @@ class RunFiles:
 
     def __init__(self, save_path: str | Path) -> None:
         self.save_path = Path(save_path)
+        if not self.save_path.name:
+            raise ConfigError(f"--save-path must be the path of a file, got {str(save_path)!r}")
         usual, other = self.save_path.with_suffix(""), self.save_path.with_name(self.save_path.name + ".run")
         # The other one too where it is there already: runs of before had it with every suffix but .pt.
         other_is_there = os.path.isdir(other)  # noqa: PTH112 - a name that is too long is none

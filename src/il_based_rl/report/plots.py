@@ -191,7 +191,7 @@ def _run_at(path: Path) -> FoundRun:
     from il_based_rl.experiment.run import RunFiles
     from il_based_rl.report.found import METRICS, read_run
 
-    for folder in (path, RunFiles(path).folder):
+    for folder in (path, *([RunFiles(path).folder] if path.name else [])):
         if (folder / METRICS).is_file():
             return read_run(folder)
     raise FileMissingError(f"there is no run at {path}; expected its --save-path, or the folder of that name")

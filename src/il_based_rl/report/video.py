@@ -88,7 +88,8 @@ def _frame(env: Any) -> np.ndarray:
     try:
         frame = np.asarray(env.render())
     except (Exception, SystemExit) as error:  # whatever draws may fail in any way
-        raise RenderError(f"{_name(env)} cannot be drawn here: {type(error).__name__}: {error}; see il-rl doctor") from error
+        why = f": {error}" if str(error) else ""
+        raise RenderError(f"{_name(env)} cannot be drawn here: {type(error).__name__}{why}; see il-rl doctor") from error
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or min(frame.shape[:2]) < 2:
         raise RenderError(f"{_name(env)} draws {frame.dtype} of shape {frame.shape}; expected uint8 (height, width, 3)")
     return frame
