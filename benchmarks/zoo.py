@@ -46,7 +46,7 @@ def card(task: Task, rows: list[dict[str, Any]], row: dict[str, Any], agent: PPO
     il-rl evaluate {env} --checkpoint {name}
 
 - From the start seeds {START_SEEDS[0]} to {START_SEEDS[-1]} it returns {played.mean:,.1f} on average and \
-{played.returns.min():,.1f} at least, with a standard deviation of {played.returns.std():,.1f}, by its most likely action.
+{played.returns.min():,.1f} at least, with a standard deviation of {played.std:,.1f}, by its most likely action.
 - It is the median of {len(rows)} seeds, whose mean is {finals.mean():,.1f} [{low:,.1f}, {high:,.1f}] (95 % interval).
 - Made in {row["seconds"]:,.0f} s by `il-rl train-ppo {env} --preset --seed {row["seed"]}`, which is
   `{command_of(task)} --seed {row["seed"]}`; with {row["versions"]}.

@@ -13,6 +13,7 @@ import multiprocessing
 import signal
 import sqlite3
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -66,6 +67,8 @@ _RATES = (1e-4, 2e-3)
 _POINTS, _UNTOUCHED = 8, 6
 """Evaluations of a trial; and trials from which on one that falls below their median after a quarter is given up."""
 _CONFIRMING_EPISODES = 100
+_PATIENCE = 1.0
+"""Seconds that a process has to end by itself."""
 _FIXED = ("env_id", "total_timesteps", "eval_episodes", "seed")
 
 
@@ -347,8 +350,11 @@ def _side_by_side(
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise EnvironmentFaultError(f"a process of the search has ended by itself ({error}); try --workers 1") from error
-        except BaseException:  # an interruption does not wait for processes that are still importing
+        except BaseException:  # an interruption does not wait for long, as for processes that are still importing
+            told.set()
+            until = time.monotonic() + _PATIENCE
             for process in set(multiprocessing.active_children()) - others:
+                process.join(max(0.0, until - time.monotonic()))
                 process.terminate()
             raise
         finally:
