@@ -1,5 +1,6 @@
 """Demonstrations: arrays that agree with each other, in memory and on disk."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -321,3 +322,25 @@ def test_observations_of_bits_survive_a_file(tmp_path):
     given = dataset(observations=np.eye(6, 3, dtype=bool), final_observations=np.zeros((3, 3), bool))
     given.save(tmp_path / "bits.npz")
     assert same(DemoDataset.load(tmp_path / "bits.npz"), given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("terminated", np.zeros(6, np.int64)),
+        ("seeds", np.array([100.0, 101.0, 102.0])),
+        ("rewards", np.zeros(6, complex)),
+        ("actions", [[0.0]] * 6),
+        ("episode_lengths", np.float64(6)),
+    ],
+)
+def test_what_a_file_could_not_hold_is_refused_at_once(name, given):
+    with pytest.raises(ValueError, match=f"hold {name} of type .*; expected an array of"):
+        dataclasses.replace(dataset(), **{name: given})
+
+
+def test_joined_with_a_disturbed_one_the_labels_of_the_other_were_executed():
+    still = dataset()
+    noisy = dataclasses.replace(still, executed_actions=still.actions + 1)
+    joined = DemoDataset.joined([still, noisy], {})
+    assert joined.executed_actions.tolist() == [*still.actions.tolist(), *(still.actions + 1).tolist()]

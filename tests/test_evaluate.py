@@ -98,3 +98,11 @@ def test_a_policy_of_another_environment_is_refused():
     agent = PPOAgent.for_spaces(env.observation_space, env.action_space, hidden_dims=(8,), seed=0)
     with pytest.raises(SpaceMismatchError, match="observation space"):
         evaluate_policy(agent, "Pendulum-v1", 1)
+
+
+def test_start_seeds_may_be_those_of_a_result():
+    result = evaluate_policy(lambda obs: 0, "CartPole-v1", 3, quiet=True)
+    again = evaluate_policy(lambda obs: 0, "CartPole-v1", start_seeds=result.start_seeds, quiet=True)
+    assert again.returns.tolist() == result.returns.tolist()
+    with pytest.raises(TypeError):
+        evaluate_policy(lambda obs: 0, "CartPole-v1", start_seeds=[1.7])

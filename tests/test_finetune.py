@@ -18,6 +18,7 @@ from il_based_rl.__main__ import main
 from il_based_rl.agent import BCAgent
 from il_based_rl.algorithms import finetune as command
 from il_based_rl.algorithms import guarded_ppo
+from il_based_rl.algorithms.dagger import dagger
 from il_based_rl.algorithms.finetune import finetune
 from il_based_rl.algorithms.guarded_ppo import GuardedPPO
 from il_based_rl.checkpoint import load_agent
@@ -596,3 +597,12 @@ def test_a_run_of_fine_tuning_is_gone_on_with_by_fine_tuning(capsys):
         main(["train-ppo", "--resume", "c/f.pt", "--save-path", "o/e.pt"])
     assert leaving.value.code == 2
     assert "c/f.pt is of a run of il-rl finetune; go on with it by il-rl finetune --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", [{"max_time": 1.0}, {"resume": "c/f.pt"}])
+def test_the_functions_refuse_what_only_a_run_on_disk_can_do(setting):
+    name = next(iter(setting))
+    with pytest.raises(ConfigError, match=f"{name} is a setting of il-rl finetune"):
+        finetune(PPOAgent.for_spaces(*[gym.spaces.Box(-1.0, 1.0, (2,))] * 2), "Pendulum-v1", 64, **setting)
+    with pytest.raises(ConfigError, match=f"{name} is a setting of il-rl dagger"):
+        dagger(lambda obs: [0.0], "Pendulum-v1", **setting)

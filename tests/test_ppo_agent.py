@@ -22,6 +22,7 @@ from il_based_rl.config import PPOConfig
 from il_based_rl.envs import InProcessEnvs
 from il_based_rl.errors import (
     ArchitectureMismatchError,
+    ConfigError,
     EnvironmentFaultError,
     FileFormatError,
     FileMissingError,
@@ -911,3 +912,33 @@ def test_rewards_are_clipped_where_they_are_told_to_be():
         most[clip] = float(np.abs(seen[0]).max())  # of a discount of 0, returns are rewards
     assert most[0.01] == pytest.approx(0.01, rel=1e-4)
     assert 0.1 < most[10.0] < 10.0
+
+
+def test_numpys_numbers_are_settings_as_pythons_are(tmp_path):
+    config = PPOConfig(
+        lr=np.float64(1e-3), n_steps=np.int64(32), normalize_obs=np.bool_(True), n_epochs=1, batch_size=np.int32(32)
+    )
+    space = gym.spaces.Box(-1.0, 1.0, (2,))
+    agent = PPOAgent.for_spaces(space, space, config, hidden_dims=np.array([8, 8]), seed=np.int64(3))
+    agent.save(tmp_path / "a.pt")
+    loaded = PPOAgent.load(tmp_path / "a.pt")
+    assert loaded.config == PPOConfig(lr=1e-3, n_steps=32, n_epochs=1, batch_size=32)
+    assert (loaded.seed, loaded.hidden_dims) == (3, (8, 8))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr_schedule": "cosine"}, {"n_epochs": 2.0}, {"lr": "1e-3"}, {"normalize_obs": 1}, {"lr": np.ones(2)}]
+)
+def test_settings_of_another_type_are_refused_at_once(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        PPOConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"activation": "gelu"}, {"obs_clip": 0.0}, {"obs_clip": math.inf}, {"hidden_dims": (0,)}, {"initial_log_std": math.nan}],
+)
+def test_a_policy_that_no_file_could_hold_is_refused_at_once(shape):
+    space = gym.spaces.Box(-1.0, 1.0, (2,))
+    with pytest.raises(ConfigError, match=next(iter(shape))):
+        PPOAgent.for_spaces(space, space, **shape)

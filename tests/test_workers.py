@@ -19,8 +19,10 @@ import pytest
 import toy_envs  # noqa: F401  registers its environments
 from gymnasium import spaces
 
+from il_based_rl.config import PPOConfig
 from il_based_rl.envs import InProcessEnvs, WorkerEnvs, make_envs, workers
 from il_based_rl.errors import ConfigError, EnvironmentFaultError, UnknownEnvironmentError
+from il_based_rl.ppo_agent import PPOAgent
 
 # Workers import this module to find the classes below, so that nothing heavier than the above may stand here.
 
@@ -508,3 +510,19 @@ def test_a_worker_that_dies_at_the_reset_before_it_plays_anything_again_is_named
         where = rf"environment 1, seed {FAULTY}, episode 1, at reset: its worker process died with exit code 8"
         with pytest.raises(EnvironmentFaultError, match=where):
             envs.restore(states)
+
+
+def test_an_agent_is_saved_whole_after_its_environments_are_closed(tmp_path):
+    with make_envs("CartPole-v1", 2, vectorization="async") as envs:
+        config = PPOConfig(n_steps=16, n_epochs=1, batch_size=16)
+        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, config, hidden_dims=(8,), seed=0)
+        for _ in agent.learn(envs, 32):
+            pass
+    agent.save(tmp_path / "a.pt")
+    assert PPOAgent.load(tmp_path / "a.pt").env_steps == 32
+
+
+@pytest.mark.parametrize("wrong", [{"vectorization": "foo"}, {"backend": "foo"}, {"bounds": "Strict"}, {"num_envs": 0}])
+def test_what_kind_of_environments_is_not_guessed(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        make_envs("CartPole-v1", **wrong)

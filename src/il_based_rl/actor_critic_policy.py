@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from il_based_rl.config import Activation
-from il_based_rl.errors import FileFormatError
+from il_based_rl.errors import ConfigError, FileFormatError
 from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy, arguments_from
 
@@ -34,6 +35,7 @@ class ActorCriticPolicy(nn.Module):
 
     Raises:
         UnsupportedSpaceError: One of the spaces is of another kind.
+        ConfigError: Another argument is out of range.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class ActorCriticPolicy(nn.Module):
         )
         sizes = [self.actor.codec.size, *hidden_dims, 1]
         self.critic = MLP(sizes, activation, last_gain=1.0, orthogonal=orthogonal_init, generator=generator)
+        if not math.isfinite(initial_log_std):
+            raise ConfigError(f"initial_log_std must be finite, got {initial_log_std}")
         log_std = torch.full((self.actor.head.num_outputs,), float(initial_log_std))
         self.log_std = nn.Parameter(log_std) if self.actor.head.continuous else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class BCAgent:
     ) -> None:
         self.policy = policy.to(device)
         self.config = config or BCConfig()
-        self.seed = fresh_seed() if seed is None else seed
+        self.seed = fresh_seed() if seed is None else operator.index(seed)
         self.device = torch.device(device)
         self._loss = CloningLoss(self.config, policy.head)
         scatter = torch.zeros(policy.head.num_outputs, device=device)
@@ -127,7 +128,7 @@ class BCAgent:
         device: str | torch.device = "cpu",
     ) -> BCAgent:
         """Return an agent with a fresh student for these spaces."""
-        seed = fresh_seed() if seed is None else seed
+        seed = fresh_seed() if seed is None else operator.index(seed)
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
         policy = MLPPolicy(observation_space, action_space, hidden_dims, generator=weights)
         return cls(policy, config, seed=seed, device=device)

@@ -117,7 +117,7 @@ def collect_demos(
             "action_noise": float(action_noise),
             "seed": int(seed),
             "min_return": None if min_return is None else float(min_return),
-            "attempts": attempts,
+            "attempts": int(attempts),
         }
         return dataset_of(players, kept, agent, facts)
 

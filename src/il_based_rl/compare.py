@@ -85,7 +85,7 @@ def compare_policies(
     with EpisodePlayers(env_id, len(seeds)) as players:
         play = partial(play_evaluation, players=players, start_seeds=seeds, seed=seed, deterministic=deterministic, quiet=quiet)
         for name, agents in loaded.items():
-            players.action_space.seed(seed)
+            players.action_space.seed(int(seed))
             acting = [(lambda obs: players.action_space.sample()) if isinstance(agent, str) else agent for agent in agents]
             episodes: list[Episode] = []
             results = [play(acting[0], watch=partial(_keep, episodes)), *(play(agent) for agent in acting[1:])]
@@ -133,8 +133,9 @@ def _latency(agent: Any, rows: np.ndarray) -> np.ndarray | None:
     ask, taken, begun = getattr(agent, "predict", agent), [], time.perf_counter()
     try:
         for k in range(_LATENCY_CALLS):
+            row = rows[k % len(rows)].copy()  # one may write into what it is given
             started = time.perf_counter()
-            ask(rows[k % len(rows)])
+            ask(row)
             taken.append(time.perf_counter() - started)
             if time.perf_counter() - begun > _LATENCY_SECONDS:
                 break

@@ -63,7 +63,14 @@ def require_types(settings: object) -> None:
         if is_dataclass(value):
             require_types(value)
         elif not _is_of(value, kind):
-            raise ConfigError(f"the setting {name} is a {type(value).__name__}, which it cannot be")
+            raise ConfigError(f"the setting {name} is a {type(value).__name__}, {value!r:.50}, which it cannot be")
+
+
+def _take_plain_numbers(settings: object) -> None:
+    """Take NumPy's numbers as Python's, which are what a file can hold."""
+    for name, value in vars(settings).items():
+        if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+            object.__setattr__(settings, name, value.item())
 
 
 GONE = {
@@ -188,6 +195,8 @@ class PPOConfig:
     """Compute updates by hand where that models the policy (float32 perceptrons on a CPU), else and when off by autograd."""
 
     def __post_init__(self) -> None:
+        _take_plain_numbers(self)
+        require_types(self)
         _require_positive(self, "lr", "clip_range", "n_steps", "n_epochs", "max_grad_norm", "reward_clip")
         _require(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "between 0 and 1")
         _require(0.0 <= self.gae_lambda <= 1.0, "gae_lambda", self.gae_lambda, "between 0 and 1")
@@ -346,6 +355,8 @@ class BCConfig:
     """Compute updates by hand where that models the policy (float32 perceptrons on a CPU), else and when off by autograd."""
 
     def __post_init__(self) -> None:
+        _take_plain_numbers(self)
+        require_types(self)
         _require_positive(self, "epochs", "batch_size", "lr")
         fraction = self.validation_fraction
         _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "at least 0 and below 1")
@@ -496,6 +507,8 @@ class GuardConfig:
     """Evaluations in a row that must be clearly below the clone's for that; what is saved is the best policy all the time."""
 
     def __post_init__(self) -> None:
+        _take_plain_numbers(self)
+        require_types(self)
         _require_positive(self, "actor_lr", "min_action_std", "max_action_std")
         low, high = self.min_action_std, self.max_action_std
         _require(low <= high, "min_action_std", low, f"at most --max-action-std {high}")
@@ -559,6 +572,7 @@ class FinetuneConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        _take_plain_numbers(self)
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "env_timeout")
         _require_episodes(self, "eval_episodes", "final_episodes")
         _require_time(self.max_time)
@@ -620,6 +634,7 @@ class DaggerConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        _take_plain_numbers(self)
         _require_positive(self, "rounds", "round_steps")
         _require_episodes(self, "eval_episodes", "final_episodes")
         for name in ("query_budget", "memory"):

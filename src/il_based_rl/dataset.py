@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ _ARRAYS = (
 )
 _OPTIONAL = ("executed_actions", "distributions", "acted_by")
 """Further arrays, one row a transition."""
+_KINDS = {"terminated": "b", "truncated": "b", "episode_lengths": "iu", "seeds": "iu", "acted_by": "iu"}
+"""What NumPy calls the kind of their numbers: truth values, or whole numbers; of the others any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,12 @@ class DemoDataset:
     """Who acted, as an index into the metadata's `policies`; the metadata's `labelled_by` gave the label. Shape (T,), int64."""
 
     def __post_init__(self) -> None:
+        for name in (*_ARRAYS, *self._optional):
+            array, kinds = getattr(self, name), _KINDS.get(name, "biuf")
+            expected = {"b": "truth values", "iu": "whole numbers", "biuf": "numbers"}[kinds]
+            if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.kind not in kinds:
+                what = getattr(array, "dtype", type(array).__name__)
+                raise ValueError(f"demonstrations hold {name} of type {what}; expected an array of {expected}")
         steps, episodes = len(self.observations), len(self.episode_lengths)
         for name in ("observations", "actions"):
             _require(math.prod(getattr(self, name).shape[1:]) > 0, f"{name} of shape {getattr(self, name).shape}")
@@ -187,6 +195,10 @@ class DemoDataset:
     @classmethod
     def joined(cls, parts: Sequence[DemoDataset], metadata: Mapping[str, Any]) -> DemoDataset:
         """Return the episodes of several data sets as one; of the further arrays those that all of them have."""
+        if any(part.executed_actions is not None for part in parts):  # of the others it was the label
+            parts = [
+                part if part.executed_actions is not None else replace(part, executed_actions=part.actions) for part in parts
+            ]
         shared = [name for name in _OPTIONAL if all(getattr(part, name) is not None for part in parts)]
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_ARRAYS, *shared)}
         return cls(**arrays, metadata=metadata)
@@ -242,8 +254,7 @@ class DemoDataset:
             raise FileFormatError(f"{path} lacks {', '.join(missing)}; collect it again")
         names = [*_ARRAYS, *(name for name in _OPTIONAL if name in arrays)]
         for name in names:
-            kinds = {"terminated": "b", "truncated": "b", "episode_lengths": "iu", "seeds": "iu", "acted_by": "iu"}
-            if arrays[name].ndim == 0 or arrays[name].dtype.kind not in kinds.get(name, "biuf"):
+            if arrays[name].ndim == 0 or arrays[name].dtype.kind not in _KINDS.get(name, "biuf"):
                 raise FileFormatError(f"{path} holds {name} of type {arrays[name].dtype}; expected numbers")
         try:
             return cls(**{name: arrays[name] for name in names}, metadata=metadata)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,7 @@ def evaluate_policy(
 
     if start_seeds is None:
         start_seeds = list(seeds_for(seed, "evaluation", max(num_episodes, 0)))
+    start_seeds = list(map(operator.index, start_seeds))
     if not start_seeds:
         raise ConfigError(f"evaluation needs at least one episode, got num_episodes {num_episodes}")
     with EpisodePlayers(env_id, len(start_seeds)) as players:

@@ -81,7 +81,7 @@ def told_distribution(agent: Any, rows: np.ndarray, action_space: gym.Space[Any]
     if not callable(tell) or inherited:  # of ours it would be of other actions than the agent's predict chooses
         return None
     try:
-        if (told := tell(rows)) is None:
+        if (told := tell(rows.copy())) is None:
             return None
         told = np.asarray(told)
         if told.shape[:1] != (len(rows),) or told.dtype.kind != "f" or not np.isfinite(told).all():

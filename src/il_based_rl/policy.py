@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,11 +76,11 @@ class MLPPolicy(nn.Module):
             generator = torch.Generator()
             generator.seed()
         self.observation_space, self.action_space = observation_space, action_space
-        self.hidden_dims, self.activation = tuple(hidden_dims), activation
+        self.hidden_dims, self.activation = tuple(map(operator.index, hidden_dims)), activation
         self.codec = ObservationCodec(observation_space)
         self.head = action_head(action_space)
-        self._require_readable()
         self.normalizer = RunningNormalizer(self.codec.measured, obs_clip)
+        self._require_readable()
         self._kept: _Kept | None = None
         sizes = [self.codec.size, *hidden_dims, self.head.num_outputs]
         self.network = MLP(sizes, activation, last_gain=0.01, orthogonal=orthogonal_init, generator=generator)
@@ -88,6 +89,12 @@ class MLPPolicy(nn.Module):
         """Raise an error now if a checkpoint of this policy would be taken for a damaged one when it is read."""
         if len(self.hidden_dims) > MAX_LAYERS:
             raise ConfigError(f"hidden_dims has {len(self.hidden_dims)} sizes; expected at most {MAX_LAYERS}")
+        if min(self.hidden_dims, default=1) < 1:
+            raise ConfigError(f"hidden_dims must be above 0, got {self.hidden_dims}")
+        if self.activation not in ("tanh", "relu"):
+            raise ConfigError(f"activation must be tanh or relu, got {self.activation!r:.50}")
+        if not 0.0 < self.normalizer.clip < math.inf:
+            raise ConfigError(f"obs_clip must be above 0 and finite, got {self.normalizer.clip}")
         for space in (self.observation_space, self.action_space):
             try:
                 numbers_in(space_to_plain(space))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class PPOAgent:
     ) -> None:
         self.policy = policy.to(device)
         self.config = config or PPOConfig()
-        self.seed = fresh_seed() if seed is None else seed
+        self.seed = fresh_seed() if seed is None else operator.index(seed)
         self.device = torch.device(device)
         self.flat = FlatParameters.of(policy)
         self.optimizer = FlatAdam(self.flat, lr=self.config.lr, eps=1e-5)
@@ -119,7 +120,7 @@ class PPOAgent:
             **shape: Further arguments of `ActorCriticPolicy`: `activation`, `initial_log_std`, `orthogonal_init`,
                 `obs_clip`.
         """
-        seed = fresh_seed() if seed is None else seed
+        seed = fresh_seed() if seed is None else operator.index(seed)
         weights = torch.Generator().manual_seed(torch_seed(seed, "initial weights"))
         policy = ActorCriticPolicy(observation_space, action_space, hidden_dims, generator=weights, **shape)
         return cls(policy, config, seed=seed, device=device)

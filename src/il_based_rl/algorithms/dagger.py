@@ -15,6 +15,7 @@ from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError
 from il_based_rl.experiment import (
     Checkpoint,
     own_settings,
+    require_in_memory,
     require_trusted,
     require_unchanged,
     resumed_checkpoint,
@@ -41,7 +42,8 @@ def dagger(expert: Any, env_id: str, **settings: Any) -> tuple[BCAgent, DemoData
     Args:
         expert: An agent of this package, anything with `predict(obs) -> action`, or a plain callable.
         env_id: Gymnasium environment ID.
-        settings: Further fields of `DaggerConfig`; of files only `demo_path` is read, and none is written.
+        settings: Further fields of `DaggerConfig`; of files only `demo_path` is read, and none is written, so
+            that nothing is resumed, or saved at a limit of time.
 
     Raises:
         SpaceMismatchError: The expert was made for other spaces, or the demonstrations are of another environment.
@@ -54,6 +56,7 @@ def dagger(expert: Any, env_id: str, **settings: Any) -> tuple[BCAgent, DemoData
     from il_based_rl.agent import BCAgent
     from il_based_rl.experiment.hardware import fitting_threads
 
+    require_in_memory("dagger", settings)
     config = _with_seed(DaggerConfig(env_id=env_id, **settings))
     with fitting_threads(config.hidden_dims), contextlib.closing(_started(config, expert)) as learner:
         for _ in learner.learn():

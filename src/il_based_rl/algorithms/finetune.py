@@ -14,6 +14,7 @@ from il_based_rl.errors import ConfigError, ResumeError, TimeIsUp
 from il_based_rl.experiment import (
     Checkpoint,
     own_settings,
+    require_in_memory,
     require_trusted,
     require_unchanged,
     resumed_checkpoint,
@@ -43,7 +44,8 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
         student: A student or an expert of this package; it is left as it is.
         env_id: Gymnasium environment ID.
         total_timesteps: Environment steps, rounded up to whole rollouts.
-        settings: Further fields of `FinetuneConfig`; of files only `demo_path` is read, and none is written.
+        settings: Further fields of `FinetuneConfig`; of files only `demo_path` is read, and none is written, so
+            that nothing is resumed, or saved at a limit of time.
 
     Raises:
         ConfigError: It is neither, or a setting is out of range.
@@ -62,6 +64,7 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
         raise ConfigError(
             f"a {type(student).__name__} cannot be fine-tuned, but a BCAgent or a PPOAgent; clone it first, from demonstrations"
         )
+    require_in_memory("finetune", settings)
     config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
     with fitting_threads(student.hidden_dims), _world(config) as (envs, players):
         demos = _demos(config, envs)

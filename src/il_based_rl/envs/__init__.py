@@ -19,6 +19,7 @@ from il_based_rl.envs.single import REPLAYED_STEPS, Player, make_env, resume_lev
 from il_based_rl.envs.vector_env import VectorEnvs
 from il_based_rl.envs.worker import usable_cores
 from il_based_rl.envs.workers import WorkerEnvs, pays_to_share
+from il_based_rl.errors import ConfigError
 
 __all__ = [
     "EXACT",
@@ -68,9 +69,18 @@ def make_envs(
         bounds: Whether an observation outside its space's bounds is an error, see `bounds_hold`.
 
     Raises:
+        ConfigError: An argument is none of these.
         See `make_env`, `WorkerEnvs` and `EnvPoolEnvs`.
     """
     strict = bounds_hold(env_id, bounds)
+    for name, value, known in (
+        ("vectorization", vectorization, ("auto", "sync", "async")),
+        ("backend", backend, ("gymnasium", "envpool")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r:.50}")
+    if num_envs < 1:
+        raise ConfigError(f"num_envs must be above 0, got {num_envs}")
     if backend == "envpool":
         return EnvPoolEnvs(env_id, num_envs, strict_bounds=strict)
     if vectorization == "async" or (vectorization == "auto" and num_envs > 1 and pays_to_share(env_id, num_envs)):

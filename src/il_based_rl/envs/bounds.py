@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from il_based_rl.errors import ConfigError
 from il_based_rl.spaces import ObservationCodec
 
 LEAVING_BOUNDS = ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3")
@@ -22,7 +23,12 @@ def bounds_hold(env_id: str, rule: str) -> bool:
     Args:
         env_id: Gymnasium environment ID.
         rule: `strict` yes, `any` no, `auto` yes but in `LEAVING_BOUNDS`.
+
+    Raises:
+        ConfigError: It is none of these.
     """
+    if rule not in ("auto", "strict", "any"):
+        raise ConfigError(f"bounds must be auto, strict or any, got {rule!r:.50}")
     return rule == "strict" or (rule == "auto" and str(env_id).rpartition(":")[2] not in LEAVING_BOUNDS)
 
 

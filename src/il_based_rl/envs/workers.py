@@ -139,7 +139,9 @@ class WorkerEnvs:
         return StepRecord(shared["rows"], shared["rewards"], shared["terminated"], shared["truncated"], finals, self._valid)
 
     def states(self) -> list[EnvState | None]:
-        """See `Envs`."""
+        """See `Envs`; of environments that are closed nothing is known any more."""
+        if not self._workers:
+            return [None] * self.num_envs
         self._order(STATES)
         states = [state for w in range(len(self._workers)) for state in self._received(w)]
         self._answers(self._timeout or ANSWER_SECONDS)

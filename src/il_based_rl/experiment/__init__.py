@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from il_based_rl.cli import LATEST
 from il_based_rl.config import Settings, from_plain
-from il_based_rl.errors import FileFormatError, ResumeError, UserError
+from il_based_rl.errors import ConfigError, FileFormatError, ResumeError, UserError
 
 Checkpoint = tuple[Path, dict[str, Any]]
 """A checkpoint's path, and what was read from it."""
@@ -29,6 +29,15 @@ def resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
     from il_based_rl.files import read_checkpoint
 
     return RunFiles(save_path).latest_checkpoint() if resume == LATEST else (Path(resume), read_checkpoint(resume))
+
+
+def require_in_memory(command: str, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError if settings of a command are given to its function, which keeps nothing on disk."""
+    for name in ("resume", "max_time"):
+        if settings.get(name) is not None:
+            raise ConfigError(
+                f"{name} is a setting of il-rl {command}, whose runs are on disk; this function keeps all in memory"
+            )
 
 
 def require_trusted(path: Path, env_id: str, given: str | None, flag: str = "--env-id") -> None:
