@@ -266,3 +266,15 @@ def test_each_part_of_a_dict_or_tuple_is_looked_at_before_it_is_flattened(nested
         space, obs = spaces.Tuple([space, spaces.Discrete(2)]), (obs, 1)
     with pytest.raises(ValueError, match=message):
         ObservationCodec(space).row(obs)
+
+
+def test_the_parts_of_a_batch_have_as_many_rows_each():
+    codec = ObservationCodec(spaces.Dict({"a": spaces.Box(0, 1, (2,)), "b": spaces.Tuple([spaces.Discrete(3)])}))
+    rows, single = codec.rows({"a": np.ones((2, 2), np.float32), "b": (np.array([1, 2]),)})
+    assert (rows.shape, single) == ((2, 5), False)
+    for a, b in ((2, 5), (5, 2)):
+        with pytest.raises(ValueError, match="parts have 2 to 5 rows"):
+            codec.rows({"a": np.ones((a, 2), np.float32), "b": (np.ones(b, np.int64),)})
+    assert codec.rows({"a": np.ones((0, 2), np.float32), "b": (np.ones(0, np.int64),)})[0].shape == (0, 5)
+    with pytest.raises((ValueError, IndexError)):
+        codec.rows(np.ones((2, 3, 5), np.float32))

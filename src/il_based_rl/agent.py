@@ -16,7 +16,7 @@ from torch import nn
 
 from il_based_rl.cloning_losses import CloningLoss
 from il_based_rl.cloning_updates import FusedCloning, ReferenceCloning
-from il_based_rl.config import BCConfig, require_types
+from il_based_rl.config import BCConfig
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import ConfigError, FileFormatError, SpaceMismatchError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
@@ -313,7 +313,6 @@ class BCAgent:
             policy = MLPPolicy(**arguments)
             load_parameters(policy, payload["parameters"])
             config = BCConfig(**training["config"])
-            require_types(config)
             require_counts(training, "seed", "epochs")
             agent = cls(policy, config, seed=training["seed"], device=device)
             if agent.log_std is not None:

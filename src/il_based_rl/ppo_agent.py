@@ -14,7 +14,7 @@ import torch
 
 from il_based_rl.actor_critic_policy import ActorCriticPolicy, actor_critic_from
 from il_based_rl.buffer import RolloutBatch, RolloutBuffer
-from il_based_rl.config import GONE, PPOConfig, require_none_gone, require_types
+from il_based_rl.config import GONE, PPOConfig, require_none_gone
 from il_based_rl.envs import Envs, as_envs
 from il_based_rl.errors import FileFormatError, TrainingDivergedError
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
@@ -335,7 +335,6 @@ class PPOAgent:
         try:
             load_parameters(policy, payload["parameters"])
             config = PPOConfig(**{name: value for name, value in training["config"].items() if name not in GONE})
-            require_types(config)
             require_counts(training, "seed", "env_steps", "gradient_steps")
             agent = cls(policy, config, seed=training["seed"], device=device)
             if training["optimizer"] is not None:

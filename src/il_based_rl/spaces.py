@@ -7,6 +7,7 @@ Dict or Tuple space the flattened vector. *Features* are what a network reads: f
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -104,7 +105,7 @@ class ObservationCodec:
 
     def _composite_rows(self, obs: Any) -> tuple[np.ndarray, bool]:
         array = np.asarray(obs) if isinstance(obs, np.ndarray) else None
-        if array is not None and array.shape[-1:] == self.row_shape:  # already flattened, as data sets store it
+        if array is not None and array.ndim <= 2 and array.shape[-1:] == self.row_shape:  # flat, as data sets store it
             return array.reshape(-1, *self.row_shape), array.ndim == 1
         leaf_space, leaf = self.space, obs
         while isinstance(leaf_space, spaces.Dict | spaces.Tuple):
@@ -112,6 +113,11 @@ class ObservationCodec:
             leaf_space, leaf = leaf_space.spaces[key], leaf[key]
         if np.shape(leaf) == leaf_space.shape:
             return self.row(obs)[None], True
+        counts = sorted(set(_counts(self.space, obs)))
+        if len(counts) > 1:
+            raise ValueError(f"expected a batch of observations, got one whose parts have {counts[0]} to {counts[-1]} rows")
+        if counts == [0]:
+            return np.empty((0, *self.row_shape), self.row_dtype), False
         batch = [_take(self.space, obs, i) for i in range(len(leaf))]
         return np.stack([self.row(one) for one in batch]), False
 
@@ -170,6 +176,16 @@ def _take(space: gym.Space[Any], batch: Any, i: int) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(_take(part, batch[k], i) for k, part in enumerate(space.spaces))
     return batch[i]
+
+
+def _counts(space: gym.Space[Any], batch: Any) -> Iterator[int]:
+    """Yield how many rows each part of a batch has."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            yield from _counts(part, batch[key])
+    else:
+        yield len(batch)
 
 
 def space_to_plain(space: gym.Space[Any]) -> dict[str, Any]:
