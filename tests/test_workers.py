@@ -477,12 +477,12 @@ def test_an_environment_that_fails_is_named_under_auto_as_well(env_id, monkeypat
 
 def test_a_worker_that_plays_a_long_episode_again_may_take_its_time(monkeypatch):
     """However long it takes in all: only one that gets no further is given up."""
-    monkeypatch.setattr(workers, "STARTING_SECONDS", 3.0)
     with WorkerEnvs("workers/Slow-v0", 2, 2) as envs:
         envs.reset([1, 2])
         for _ in range(5):
             envs.step(np.zeros((2, 1), np.float32))
         states = [replace(state, actions=np.zeros((4000, 1), np.float32)) for state in envs.states()]
+        monkeypatch.setattr(workers, "STARTING_SECONDS", 3.0)
         monkeypatch.setattr(workers, "ANSWER_SECONDS", 30.0)
         started = time.monotonic()
         _, levels = envs.restore(states)
