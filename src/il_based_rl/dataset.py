@@ -28,8 +28,9 @@ _ARRAYS = (
 )
 _OPTIONAL = ("executed_actions", "distributions", "acted_by")
 """Further arrays, one row a transition."""
-_KINDS = {"terminated": "b", "truncated": "b", "episode_lengths": "iu", "seeds": "iu", "acted_by": "iu"}
-"""What NumPy calls the kind of their numbers: truth values, or whole numbers; of the others any."""
+_TRUTH, _WHOLE = ("b", "truth values"), ("iu", "whole numbers")
+_KINDS = {"terminated": _TRUTH, "truncated": _TRUTH, "episode_lengths": _WHOLE, "seeds": _WHOLE, "acted_by": _WHOLE}
+"""NumPy's letters for their kinds of numbers, and what those are called; the others hold any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +71,7 @@ class DemoDataset:
 
     def __post_init__(self) -> None:
         for name in (*_ARRAYS, *self._optional):
-            array, kinds = getattr(self, name), _KINDS.get(name, "biuf")
-            expected = {"b": "truth values", "iu": "whole numbers", "biuf": "numbers"}[kinds]
+            array, (kinds, expected) = getattr(self, name), _KINDS.get(name, ("biuf", "numbers"))
             if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.kind not in kinds:
                 what = getattr(array, "dtype", type(array).__name__)
                 raise ValueError(f"demonstrations hold {name} of type {what}; expected an array of {expected}")
@@ -253,9 +253,6 @@ class DemoDataset:
         if missing:
             raise FileFormatError(f"{path} lacks {', '.join(missing)}; collect it again")
         names = [*_ARRAYS, *(name for name in _OPTIONAL if name in arrays)]
-        for name in names:
-            if arrays[name].ndim == 0 or arrays[name].dtype.kind not in _KINDS.get(name, "biuf"):
-                raise FileFormatError(f"{path} holds {name} of type {arrays[name].dtype}; expected numbers")
         try:
             return cls(**{name: arrays[name] for name in names}, metadata=metadata)
         except (ValueError, IndexError, TypeError) as error:

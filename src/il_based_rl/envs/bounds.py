@@ -29,6 +29,7 @@ def bounds_hold(env_id: str, rule: str) -> bool:
     """
     if rule not in ("auto", "strict", "any"):
         raise ConfigError(f"bounds must be auto, strict or any, got {rule!r:.50}")
+    # As text, as `make_env` comes later and says what is wrong where something else than an ID is given.
     return rule == "strict" or (rule == "auto" and str(env_id).rpartition(":")[2] not in LEAVING_BOUNDS)
 
 
