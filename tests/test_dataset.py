@@ -233,6 +233,8 @@ def test_a_truncated_file_is_refused(share, tmp_path):
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(FileMissingError, match=r"there is no file .*none\.npz"):
         DemoDataset.load(tmp_path / "none.npz")
+    with pytest.raises(FileMissingError, match="the path is empty; expected that of a file of demonstrations"):
+        DemoDataset.load("")
     with pytest.raises(FileFormatError, match="not a regular file"):
         DemoDataset.load(tmp_path)
 

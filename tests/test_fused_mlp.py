@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -181,9 +182,10 @@ def test_parameters_that_left_the_vector_are_noticed(change, which):
         flat.require_intact()
 
 
-def test_a_copy_has_a_vector_of_its_own():
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_has_a_vector_of_its_own(copied):
     networks, flat = two_networks()
-    twins, twin = copy.deepcopy((networks, flat))
+    twins, twin = copied((networks, flat))
     with torch.no_grad():
         twin.vector.zero_()
     twin.grad.fill_(3.0)

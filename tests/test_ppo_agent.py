@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import pickle
 from dataclasses import replace
 
 import gymnasium as gym
@@ -19,7 +20,7 @@ from il_based_rl.actor_critic_policy import ActorCriticPolicy
 from il_based_rl.agent import BCAgent
 from il_based_rl.buffer import RolloutBatch
 from il_based_rl.config import PPOConfig
-from il_based_rl.envs import InProcessEnvs
+from il_based_rl.envs import InProcessEnvs, make_envs
 from il_based_rl.errors import (
     ArchitectureMismatchError,
     ConfigError,
@@ -897,6 +898,38 @@ def test_an_agent_that_is_loaded_and_saved_again_goes_on_all_the_same(tmp_path):
         assert again.resume_level == "exact"
         ended.append(again.policy.state_dict())
     assert all(torch.equal(tensor, ended[1][name]) for name, tensor in ended[0].items())
+
+
+def test_a_copy_and_a_pickle_go_on_as_a_loaded_agent_does_while_workers_step(tmp_path):
+    with make_envs("Pendulum-v1", 2, vectorization="async") as envs:
+        agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, replace(PLAIN, n_steps=30), seed=0)
+        for _ in agent.learn(envs, 60):
+            pass
+        agent.save(tmp_path / "a.pt")
+        others = [PPOAgent.load(tmp_path / "a.pt"), copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))]
+    ended = []
+    for other in others:
+        with InProcessEnvs("Pendulum-v1", 2) as envs:
+            for _ in other.learn(envs, 120):
+                pass
+        assert other.resume_level == "exact"
+        ended.append(other.policy.state_dict())
+    for name, tensor in ended[0].items():
+        assert torch.equal(tensor, ended[1][name])
+        assert torch.equal(tensor, ended[2][name])
+    assert agent.env_steps == 60
+    assert not torch.equal(ended[0]["log_std"], agent.policy.state_dict()["log_std"])
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99"])
+def test_a_device_that_is_not_here_is_not_told_as_a_damaged_file(device, tmp_path):
+    box = spaces.Box(-1.0, 1.0, (2,))
+    PPOAgent.for_spaces(box, box, hidden_dims=[8], seed=0).save(tmp_path / "a.pt")
+    BCAgent.for_spaces(box, box, hidden_dims=[8], seed=0).save(tmp_path / "b.pt")
+    for kind, name in ((PPOAgent, "a.pt"), (BCAgent, "b.pt")):
+        with pytest.raises((RuntimeError, AssertionError)) as caught:
+            kind.load(tmp_path / name, device=device)
+        assert "damaged" not in str(caught.value)
 
 
 def test_rewards_are_clipped_where_they_are_told_to_be():

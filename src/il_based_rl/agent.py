@@ -308,9 +308,9 @@ class BCAgent:
             raise FileFormatError(f"{path} holds a {payload.get('kind')} agent, not a student; load it with PPOAgent.load")
         arguments = arguments_from(payload.get("architecture"), payload.get("parameters"))
         require_hidden_dims(hidden_dims, arguments["hidden_dims"], path)
+        policy = MLPPolicy(**arguments).to(device)
         try:
             training = payload["training"]
-            policy = MLPPolicy(**arguments)
             load_parameters(policy, payload["parameters"])
             config = BCConfig(**training["config"])
             require_counts(training, "seed", "epochs")

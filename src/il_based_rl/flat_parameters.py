@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -80,12 +79,9 @@ class FlatParameters:
             raise RuntimeError("a policy's parameters were moved or replaced after its agent was made; make a new agent")
         self._share_gradients()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FlatParameters:
-        twin = FlatParameters.__new__(FlatParameters)
-        parts = (self._owners, self._others, self._parameters, self.vector)
-        twin._owners, twin._others, twin._parameters, twin.vector = copy.deepcopy(parts, memo)
-        twin._share_memory()
-        return twin
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._share_memory()  # which neither a deep copy nor a pickle keeps
 
 
 class FlatAdam:

@@ -279,7 +279,7 @@ class PPOAgent:
 
     def payload(self) -> dict[str, Any]:
         """Return what `save` writes: copies, so that it stays what it is while learning goes on."""
-        environments = self._since if self._rollouts is None else self._rollouts.state()
+        environments = self._where()
         return {
             "kind": KIND,
             "versions": package_versions(),
@@ -297,6 +297,14 @@ class PPOAgent:
             },
             "run": {},
         }
+
+    def _where(self) -> RolloutState | None:
+        """Return where the environments are, as far as it is known."""
+        return self._since if self._rollouts is None else self._rollouts.state()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the environments themselves, so that a copy and a pickle go on as a loaded agent does."""
+        return self.__dict__ | {"_rollouts": None, "_since": self._where()}
 
     @classmethod
     def load(
@@ -328,7 +336,7 @@ class PPOAgent:
         """Build the agent from a checkpoint that was read already; `path` is for messages."""
         if payload.get("kind") != KIND:
             raise FileFormatError(f"{path} holds a {payload.get('kind')} agent, not a PPO expert; load it with BCAgent.load")
-        policy = actor_critic_from(payload.get("architecture"), payload.get("parameters"))
+        policy = actor_critic_from(payload.get("architecture"), payload.get("parameters")).to(device)
         require_hidden_dims(hidden_dims, policy.actor.hidden_dims, path)
         training: Any = payload.get("training")
         require_none_gone(training.get("config") if isinstance(training, dict) else None, path)

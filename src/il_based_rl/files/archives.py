@@ -42,6 +42,8 @@ def read_archive(path: str | Path, what: str) -> dict[str, bytes]:
         FileMissingError: There is no such file.
         FileFormatError: It is no regular file, no archive, too large, compressed, encrypted or damaged.
     """
+    if not str(path):
+        raise FileMissingError(f"the path is empty; expected that of {what}")
     if not os.path.lexists(path):
         raise FileMissingError(f"there is no file {path}; expected {what}")
     if not Path(path).is_file():
