@@ -5,8 +5,10 @@ from start states that neither training nor the choice of settings has seen, and
 settings that RL Baselines3 Zoo keeps for it. One row a run is added to `benchmarks/results/returns.jsonl` as the run ends,
 and runs that have a row of the same settings are left out, so that an interrupted benchmark goes on where it was.
 `python -m benchmarks.returns changes` trains with one setting of a preset changed, on the same seeds as the preset, which
-shows what the setting brings; `python -m benchmarks.returns peers` trains Stable-Baselines3. `docs/returns.md` and
-`docs/returns.svg` are written from the rows.
+shows what the setting brings; `python -m benchmarks.returns peers` trains Stable-Baselines3; and
+`python -m benchmarks.returns again` trains all presets once more, on the same seeds, which shows what another processor or
+later code makes of them: its rows go to `benchmarks/results/returns_again.jsonl`. `docs/returns.md` and `docs/returns.svg` are
+written from the rows.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from il_based_rl.config import TrainPPOConfig
 from il_based_rl.presets import PRESETS, applied, flag_of, with_preset
 
 ROWS = Path(__file__).parent / "results" / "returns.jsonl"
+AGAIN = Path(__file__).parent / "results" / "returns_again.jsonl"
 SEARCHED = Path(__file__).parent / "results" / "search.jsonl"
 """What the presets were chosen by."""
 EXPERTS = Path(__file__).parent.parent / ".benchmarks" / "experts"
@@ -158,9 +161,13 @@ class Job:
         return self.side, self.settings, self.seed
 
 
-def own_jobs(tasks: list[Task]) -> list[Job]:
+def own_jobs(tasks: list[Task], keep: bool = False) -> list[Job]:
     """Return all runs of ours."""
-    return [Job("ours", task.env_id, command_of(task), seed, partial(run, task, seed)) for task in tasks for seed in task.seeds]
+    return [
+        Job("ours", task.env_id, command_of(task), seed, partial(run, task, seed, keep))
+        for task in tasks
+        for seed in task.seeds
+    ]
 
 
 def peer_jobs() -> list[Job]:
@@ -172,8 +179,8 @@ def peer_jobs() -> list[Job]:
     ]
 
 
-def run(task: Task, seed: int) -> dict[str, Any]:
-    """Train on one seed; return the row."""
+def run(task: Task, seed: int, keep: bool) -> dict[str, Any]:
+    """Train on one seed, and keep the expert for `benchmarks.zoo` if asked to; return the row."""
     from il_based_rl.envs import make_envs
     from il_based_rl.evaluate import play_evaluation
     from il_based_rl.experiment.hardware import fitting_threads
@@ -202,7 +209,7 @@ def run(task: Task, seed: int) -> dict[str, Any]:
                 curve.append((progress.env_steps, round(training, 2), round(mean, 2)))
                 if mean >= best:
                     best, kept = mean, agent.payload()
-        if not task.changed:
+        if keep:
             agent.save(expert_of(task, seed), weights_only=True)
         final = play_evaluation(agent, players, START_SEEDS, quiet=True)
         chosen = play_evaluation(PPOAgent.from_payload(kept, "memory"), players, START_SEEDS, quiet=True)
@@ -222,7 +229,7 @@ def run(task: Task, seed: int) -> dict[str, Any]:
 
 
 def expert_of(task: Task, seed: int) -> Path:
-    """Return where the policy of a run is kept, for `benchmarks.zoo`."""
+    """Return where the policy of a run is kept."""
     return EXPERTS / f"{task.env_id}-{seed}.pt" if task.preset else EXPERTS / f"{task.env_id}-no-preset-{seed}.pt"
 
 
@@ -275,23 +282,26 @@ def train(job: Job) -> dict[str, Any]:
 def main() -> None:
     """Run what is missing, two runs side by side, and write the document."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["presets", "changes", "peers"], default="presets", help="what to train")
+    parser.add_argument(
+        "what", nargs="?", choices=["presets", "again", "changes", "peers"], default="presets", help="what to train"
+    )
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
     parser.add_argument("--only", nargs="*", help="environments; all where none is given")
     parser.add_argument("--page-only", action="store_true", help="write the document from the rows that there are")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     if not arguments.page_only:
+        path = AGAIN if arguments.what == "again" else ROWS
         if arguments.what == "peers":
             set_up_peers()
             jobs = peer_jobs()
         else:
-            jobs = own_jobs(TASKS if arguments.what == "presets" else CHANGES)
-        there = {(row["side"], row["settings"], row["seed"]) for row in read_rows()}
+            jobs = own_jobs(CHANGES if arguments.what == "changes" else TASKS, keep=arguments.what == "presets")
+        there = {(row["side"], row["settings"], row["seed"]) for row in read_rows(path)}
         wanted = [job for job in jobs if job.key not in there and (arguments.only is None or job.env_id in arguments.only)]
-        ROWS.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         context = multiprocessing.get_context("spawn")
-        with context.Pool(arguments.workers, maxtasksperchild=1) as pool, open(ROWS, "a", encoding="utf-8") as file:
+        with context.Pool(arguments.workers, maxtasksperchild=1) as pool, open(path, "a", encoding="utf-8") as file:
             for row in pool.imap_unordered(train, wanted):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
@@ -302,6 +312,7 @@ def main() -> None:
         [(task.env_id, task.change, command_of(task)) for task in CHANGES],
         [(task.env_id, task.change, command_of(task)) for task in FORMER],
         read_rows(SEARCHED),
+        read_rows(AGAIN),
     )
 
 

@@ -62,6 +62,11 @@ REASONS = {
 }
 """What holds back what falls short."""
 
+AGAIN = """\
+`python -m benchmarks.returns again`: the same settings and seeds from end to end on one machine with the code of 2026-11-27
+(rows in `benchmarks/results/returns_again.jsonl`). Most of the first were trained on another processor, whose arithmetic gives
+other policies, so that this shows how much of a mean of ten seeds is chance."""
+
 Compared = list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]]
 """The task, what is changed of its preset, the preset's rows and those of the change."""
 
@@ -72,6 +77,7 @@ def write_page(
     changes: list[tuple[str, str, str]],
     former: list[tuple[str, str, str]],
     searched: list[dict[str, Any]],
+    again: list[dict[str, Any]],
 ) -> None:
     """Write `docs/returns.md` and `docs/returns.svg` from the rows of the present settings.
 
@@ -81,6 +87,7 @@ def write_page(
         changes: The task, what is changed of its preset, and the command line that trains it so.
         former: The same of settings that are gone.
         searched: The rows that settings were chosen by.
+        again: Those of the presets' runs once more.
     """
     ours = {task: found for task, command in commands.items() if (found := _rows_of(rows, command))}
     theirs: dict[str, list[dict[str, Any]]] = {}
@@ -99,6 +106,7 @@ def write_page(
     tables = [
         *_page(ours, theirs, commands),
         *_not_reached(ours, theirs, searched),
+        *_again(ours, {task: _rows_of(again, command) for task, command in commands.items()}),
         *_changes(compared, gone, _one_flag_more(searched), _without_a_flag(searched)),
     ]
     page = "\n".join([*tables, *_search(searched)])
@@ -154,6 +162,20 @@ def _not_reached(ours: dict[str, Any], theirs: dict[str, Any], searched: list[di
                 f"([below](#the-search)). Stable-Baselines3 with RL Zoo's settings {reached}.{REASONS.get(task, '')}"
             )
     return ["", "## What falls short", "", *lines] if lines else []
+
+
+def _again(ours: dict[str, Any], again: dict[str, Any]) -> list[str]:
+    """Put the same runs beside those that were there first."""
+    lines = []
+    for task, found in ours.items():
+        if len(later := again[task]) == len(found):
+            first, second = _column(found, "final"), _column(later, "final")
+            both = np.concatenate([first, second])
+            same = np.array_equal(first, second)
+            cells = [task, f"{ASKED[task].at_least:,g}", _shown(first), "the same" if same else _shown(second)]
+            lines.append(f"| {' | '.join([*cells, _verdict(second, ASKED[task]), '' if same else f'{both.mean():,.1f}'])} |")
+    table = ["| task | asked | first | again | | mean of both |", "|---|---|---|---|---|---|", *lines]
+    return ["", "## The same once more", "", AGAIN, "", *table] if lines else []
 
 
 def _by_settings(searched: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -67,7 +67,7 @@ def main() -> None:
             continue
         row = median_row(rows)
         if not expert_of(task, row["seed"]).exists():
-            run(task, row["seed"])
+            run(task, row["seed"], keep=True)
         agent = PPOAgent.load(expert_of(task, row["seed"]))
         agent.save(ZOO / f"{name_of(task.env_id)}.pt", weights_only=True)
         (ZOO / f"{name_of(task.env_id)}.md").write_text(card(task, rows, row, agent), encoding="utf-8")
