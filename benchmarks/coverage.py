@@ -15,7 +15,16 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from il_based_rl.statistics import FEW, FEW_FOR_DECILE, STATISTICS, estimate, proportion, share_of_advantage
+from il_based_rl.statistics import (
+    FEW,
+    FEW_FOR_DECILE,
+    STATISTICS,
+    estimate,
+    luck_of_starts,
+    proportion,
+    share_of_advantage,
+    widened,
+)
 
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
 DRAWS = 1_000
@@ -33,15 +42,21 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 
 WHICH = """This is about the intervals of `il-rl compare` and `il-rl report`, each of 95 %; `il-rl evaluate` and
 learning curves have Student's t. Of a policy from one training run the values are its returns from many start states;
-of several runs they are each run's mean return. Two policies that played from the same start states are compared by
-their differences there, which takes out how hard a start state is; two methods by the means of their runs; one run
+of several runs they are each run's mean return, and as all of them play from the same start states, whose luck they
+share, its interval is joined to theirs (the variance between start states in a two-way layout; arms joined as Zou and
+Donner 2008 do). Two policies that played from the same start states are compared by
+their differences there, which takes out how hard a start state is; two methods by the means of their runs, joined with
+what their differences owe to the start states; one run
 against several says nothing of the luck of the one, and has no interval."""
 HOW = f"""From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all
 alike where they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values,
 as of training seeds, a bootstrap's are too narrow; Student's t takes its place for the mean, Tukey and McLaughlin's
 interval from winsorised values for the interquartile mean, Welch's for a difference of runs, and for the share of an
-advantage Student's t of the ratio made linear. Success and better-or-worse have Wilson's (1927). The worst decile, the
-mean of the lowest tenth, has no interval below {FEW_FOR_DECILE} values, and one that is a little too narrow above.
+advantage Student's t of the ratio made linear. Success and better-or-worse have Wilson's (1927) where there is one run
+of each; of several, success has Student's t of the runs' rates joined with Wilson's of the start states', and
+better-or-worse, which is said of these start states alone, a bootstrap's from four runs on: too narrow where nearly all
+runs of one are better, and without width where all are. The worst decile, the mean of the lowest tenth, has no interval
+below {FEW_FOR_DECILE} values, and one that is a little too narrow above.
 Where some of a few values are far from the rest, no method here holds what it claims, as the table shows; a warning
 says when values are few."""
 
@@ -79,6 +94,23 @@ def coverage_of_shares(paired: bool, size: int, draws: int = DRAWS) -> float:
     return held / draws
 
 
+def coverage_of_runs(between: float, size: int, draws: int = DRAWS) -> float:
+    """Return the share of samples of runs whose interval holds the true mean, as runs from 100 shared start states have it.
+
+    Args:
+        between: Standard deviation between runs; it is 80 between start states, and 30 at each beside that.
+        size: How many runs.
+        draws: How many samples.
+    """
+    random, held = np.random.default_rng([size, int(between)]), 0
+    for _ in range(draws):
+        runs, starts = random.normal(0.0, between, (size, 1)), random.normal(0.0, 80.0, (1, 100))
+        returns = runs + starts + random.normal(0.0, 30.0, (size, 100))
+        found = widened(estimate("mean", returns.mean(axis=1), random), luck_of_starts((1.0, returns)))
+        held += found.low <= 0.0 <= found.high
+    return held / draws
+
+
 def page(rows: list[tuple[str, str, list[float]]]) -> str:
     """Write the document."""
     error = 100 * stats.binom(DRAWS, 0.95).std() / DRAWS
@@ -93,7 +125,8 @@ def page(rows: list[tuple[str, str, list[float]]]) -> str:
         "",
         f"`python -m benchmarks.coverage`, {time.strftime('%Y-%m-%d')}: of {DRAWS:,} samples each, the share (in %) whose",
         f"interval held the true value; chance alone moves it by {error:.1f} (one standard deviation). Values: normal; skewed,",
-        "minus a gamma of shape 2; sometimes failing, 80 % around 480 and 20 % anywhere from 0 to 450.",
+        "minus a gamma of shape 2; sometimes failing, 80 % around 480 and 20 % anywhere from 0 to 450. Mean of runs: of n runs",
+        "from 100 start states, which differ by 80 (one standard deviation), and runs by 0 or 30.",
         "",
         f"| statistic | values are | {' | '.join(f'n = {size}' for size in SIZES)} |",
         f"|---|---|{'---|' * len(SIZES)}",
@@ -117,6 +150,8 @@ def main() -> None:
     ]
     for paired, kind in ((True, "of the same start states"), (False, "of training runs")):
         rows.append(("share of advantage", kind, [coverage_of_shares(paired, size) for size in SIZES]))
+    for between in (0.0, 30.0):
+        rows.append(("mean of runs", f"{between:.0f} apart", [coverage_of_runs(between, size) for size in SIZES]))
     PAGE.write_text(page(rows), encoding="utf-8")
 
 

@@ -118,9 +118,9 @@ def test_several_training_runs_are_judged_by_the_means_of_each():
     numbers = compare_policies({"expert": always(9.0), "student": runs}, "goals/Goals-v0", 40).numbers
     student = of(numbers, "student")
     assert student["runs"] == 3
-    means = np.mean(student["returns"], axis=1)
-    # t(0.975, 2) = 4.302653
-    half = 4.302653 * means.std(ddof=1) / 3**0.5
+    means, of_starts = np.mean(student["returns"], axis=1), np.mean(student["returns"], axis=0)
+    # t(0.975, 2) = 4.302653 of the runs; t(0.975, 39) = 2.022691 of the start states, whose luck all runs share
+    half = math.hypot(4.302653 * means.std(ddof=1) / 3**0.5, 2.022691 * of_starts.std(ddof=1) / 40**0.5)
     assert student["mean"]["high"] - student["mean"]["value"] == pytest.approx(half, rel=1e-5)
     assert numbers["pairs"][0]["paired"] is False
     assert any("student (3)" in warning for warning in numbers["warnings"])
@@ -163,6 +163,23 @@ def test_several_runs_of_both_are_compared_by_welchs_t_and_have_a_share():
     # Both standard deviations are 1, of three runs each: sqrt(2/3), times t(0.975, 4) = 2.776445.
     assert pair["high"] - pair["value"] == pytest.approx(2.776445 * (2 / 3) ** 0.5, rel=1e-3)
     assert share["low"] < 5 / 9 < share["high"]
+
+
+def test_runs_that_are_alike_are_no_surer_than_one_of_them():
+    alone = of(compare_policies({"a": always(5.0)}, "goals/Goals-v0", 60).numbers, "a")
+    runs = {"a": [always(5.0), always(5.0), always(5.0)], "b": [always(5.001), always(5.001)]}
+    numbers = compare_policies(runs, "goals/Goals-v0", 60).numbers
+    for name in runs:
+        together = of(numbers, name)
+        for kind in ("mean", "success_rate"):
+            widths = [each[kind]["high"] - each[kind]["low"] for each in (together, alone)]
+            assert widths[0] == pytest.approx(widths[1], rel=0.05)
+    against_random = next(pair for pair in numbers["pairs"] if (pair["policy"], pair["against"]) == ("random", "a"))
+    single = compare_policies({"a": always(5.0)}, "goals/Goals-v0", 60).numbers["pairs"][0]["difference"]
+    widths = [each["high"] - each["low"] for each in (against_random["difference"], single)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.1)
+    between = next(pair for pair in numbers["pairs"] if (pair["policy"], pair["against"]) == ("b", "a"))["difference"]
+    assert between["high"] - between["low"] < 0.01  # what is hard for both is told from what differs
 
 
 def test_success_rates_stay_rates():

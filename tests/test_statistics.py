@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.coverage import DISTRIBUTIONS, coverage, true_values
+from benchmarks.coverage import DISTRIBUTIONS, coverage, coverage_of_runs, true_values
 from il_based_rl import statistics
 from il_based_rl.statistics import (
     STATISTICS,
     difference,
     estimate,
     interquartile_mean,
+    luck_of_starts,
     mean_interval,
     probability_of_improvement,
     proportion,
@@ -251,6 +252,26 @@ def test_share_of_advantage_is_narrower_where_start_states_are_shared():
         for paired in (True, False)
     ]
     assert widths[0] < widths[1] / 3
+
+
+def test_luck_of_starts_by_hand():
+    returns = np.array([[1.0, 5.0, 3.0], [3.0, 9.0, 3.0]])  # by start state 2, 7 and 3, of variance 7
+    by_run, by_start = [3.0, 5.0], [2.0, 7.0, 3.0]
+    left = sum((returns[r, s] - by_run[r] - by_start[s] + 4.0) ** 2 for r in range(2) for s in range(3))
+    assert left == 4.0
+    # 4 over one times two degrees of freedom, halved, as means are of two runs; t(0.975, 2) = 4.302653
+    half = 4.302653 * ((7.0 - 4.0 / 2 / 2) / 3) ** 0.5
+    assert luck_of_starts((1.0, returns)) == pytest.approx(half, rel=1e-6)
+    assert luck_of_starts((-2.0, returns)) == pytest.approx(2 * half, rel=1e-6)
+    # differences of 1, 2 and 0, of variance 1: no more than the two runs differ by at single start states
+    assert luck_of_starts((1.0, returns), (-1.0, returns[:1])) == 0.0
+    assert luck_of_starts((1.0, returns[:1])) == pytest.approx(4.302653 * (4.0 / 3) ** 0.5, rel=1e-6)
+    assert math.isnan(luck_of_starts((1.0, returns[:, :1])))
+
+
+@pytest.mark.parametrize(("apart", "runs"), [(0.0, 3), (0.0, 10), (30.0, 5)])
+def test_intervals_of_runs_that_share_start_states_hold_as_often_as_they_say(apart, runs):
+    assert 0.93 <= coverage_of_runs(apart, runs, draws=500) <= 0.99
 
 
 def test_the_same_random_generator_gives_the_same_intervals_and_the_global_ones_are_left_alone(global_generators_untouched):

@@ -22,9 +22,11 @@ from il_based_rl.statistics import (
     Estimate,
     difference,
     estimate,
+    luck_of_starts,
     probability_of_improvement,
     proportion,
     share_of_advantage,
+    widened,
 )
 
 RANDOM = "random"
@@ -87,7 +89,7 @@ def compared(
 
     Of single runs, values are paired by their start state. Where a policy has several training runs, its values are their
     mean returns, which is what Agarwal et al. (2021, https://arxiv.org/abs/2108.13264) draw intervals from: what is asked then
-    is how good the method is, not one outcome of it.
+    is how good the method is, not one outcome of it. As all runs play from the same start states, the luck of those is added.
     """
     pairs = [_pair(one, other, random) for one, other in itertools.combinations(contenders, 2)]
     baseline = next((each for each in contenders if each.name == RANDOM), None)
@@ -122,7 +124,7 @@ def _described(contender: Contender, success_threshold: float | None, random: np
         "runs": len(contender.results),
         "agent": agent if isinstance(agent, str) else type(agent).__name__,
         "paths": [str(path) for path in contender.paths],
-        **{name: asdict(estimate(name, contender.values, random)) for name in STATISTICS},
+        **{name: asdict(_estimated(name, contender, random)) for name in STATISTICS},
         "success_rate": _success_rate(contender, success_threshold, random),
         "episode_length": float(lengths.mean()),
         "parameters": parameter_count(actor) if isinstance(actor, nn.Module) else None,
@@ -133,6 +135,11 @@ def _described(contender: Contender, success_threshold: float | None, random: np
     }
 
 
+def _estimated(name: str, contender: Contender, random: np.random.Generator) -> Estimate:
+    found = estimate(name, contender.values, random)
+    return found if len(contender.results) == 1 else widened(found, luck_of_starts((1.0, contender.returns)))
+
+
 def _success_rate(contender: Contender, threshold: float | None, random: np.random.Generator) -> dict[str, float] | None:
     if threshold is not None:
         succeeded = contender.returns >= threshold
@@ -141,24 +148,27 @@ def _success_rate(contender: Contender, threshold: float | None, random: np.rand
     else:
         return None
     rates = succeeded.astype(float)
+    of_starts = proportion(rates.mean(axis=0))
     if len(rates) == 1:
-        return asdict(proportion(rates[0]))
-    found = estimate("mean", rates.mean(axis=1), random)
+        return asdict(of_starts)
+    runs = estimate("mean", rates.mean(axis=1), random)
+    found = widened(runs, of_starts.value - of_starts.low, of_starts.high - of_starts.value)
     return asdict(Estimate(found.value, max(0.0, found.low), min(1.0, found.high)))
 
 
 def _pair(one: Contender, other: Contender, random: np.random.Generator) -> dict[str, Any]:
     paired = len(one.results) == len(other.results) == 1
-    # A single run says nothing of how its method varies; the random policy has nothing that varies but its episodes, and is
-    # met by each run on the same start states.
+    # A single run says nothing of how its method varies; the random policy has nothing that varies but its episodes, whose
+    # luck is that of the start states.
     a, b = (each.values if paired else each.run_means for each in (other, one))
     known = not paired and RANDOM in (one.name, other.name)
     a, b = np.broadcast_arrays(a, b) if known else (a, b)
+    found = difference(a, b, random, paired=paired or known)
     return {
         "policy": other.name,
         "against": one.name,
         "paired": paired,
-        "difference": asdict(difference(a, b, random, paired=paired or known)),
+        "difference": asdict(found if paired else widened(found, luck_of_starts((1.0, other.returns), (-1.0, one.returns)))),
         "probability_of_improvement": asdict(probability_of_improvement(a, b, random, paired=paired or known)),
     }
 
@@ -168,7 +178,9 @@ def _share(policy: Contender, reference: Contender, baseline: Contender, random:
     if paired:
         return share_of_advantage(policy.values, reference.values, baseline.values, random, paired=True)
     a, b = (each.run_means - baseline.run_means for each in (policy, reference))
-    return share_of_advantage(a, b, np.zeros(max(len(a), len(b))), random, paired=False)
+    found = share_of_advantage(a, b, np.zeros(max(len(a), len(b))), random, paired=False)
+    parts = (1.0, policy.returns), (-found.value, reference.returns), (found.value - 1.0, baseline.returns)
+    return widened(found, luck_of_starts(*parts) / abs(float(b.mean())))  # of the ratio made linear
 
 
 def difference_is_clear(pairs: Sequence[dict[str, Any]], against: str, policy: str) -> bool:

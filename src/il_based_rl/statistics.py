@@ -151,6 +151,44 @@ def proportion(shares: np.ndarray) -> Estimate:
     return Estimate(p, max(0.0, centre - half_width), min(1.0, centre + half_width))
 
 
+def luck_of_starts(*parts: tuple[float, np.ndarray]) -> float:
+    """Return half the width of the 95 % interval that start states alone give a weighted sum of mean returns.
+
+    Runs that play from the same start states share their luck, of which the spread between runs shows nothing. It is Student's
+    t of the sums by start state, less what runs differ by at single ones, which the spread between runs holds already (variance
+    components of a two-way layout; Searle, Casella and McCulloch 1992, "Variance components").
+
+    Args:
+        parts: A weight, and returns of some runs from the same start states, of shape (runs, E).
+
+    Returns:
+        NaN for a single start state.
+    """
+    starts = parts[0][1].shape[1]
+    if starts < 2:
+        return math.nan
+    variance = float(np.var(sum(weight * returns.mean(axis=0) for weight, returns in parts), ddof=1))
+    for weight, returns in parts:
+        runs = len(returns)
+        if runs > 1:
+            residuals = returns - returns.mean(axis=1, keepdims=True) - returns.mean(axis=0) + returns.mean()
+            variance -= weight**2 * float(np.sum(residuals**2)) / ((runs - 1) * (starts - 1)) / runs
+    return float(stats.t.ppf(0.975, starts - 1)) * math.sqrt(max(0.0, variance) / starts)
+
+
+def widened(found: Estimate, low: float, high: float | None = None) -> Estimate:
+    """Add a second, independent source of chance to an interval, whose arms are `low` and `high` long.
+
+    Arms are joined as in Zou and Donner (2008), "Construction of confidence limits about effect measures: a general approach".
+    """
+    high = low if high is None else high
+    return Estimate(
+        found.value,
+        found.value - math.hypot(found.value - found.low, low),
+        found.value + math.hypot(found.high - found.value, high),
+    )
+
+
 def difference(one: np.ndarray, other: np.ndarray, random: np.random.Generator, *, paired: bool) -> Estimate:
     """Estimate by how much the mean of one is above that of the other; if not paired and few, by Welch's t."""
     if paired:

@@ -178,13 +178,15 @@ def _told_in_the_end(learner: Aggregation) -> str:
     """Say what the best student is worth from start states that nothing was chosen by."""
     from il_based_rl.agent import BCAgent
     from il_based_rl.seeding import generator
-    from il_based_rl.statistics import share_of_advantage
+    from il_based_rl.statistics import difference, share_of_advantage
 
     best = BCAgent.from_payload(learner.best, "memory")
     student, expert, random = (learner.evaluated(agent, final=True).returns for agent in (best, learner.expert, None))
-    if expert.mean() <= random.mean():
-        return f"the best student returns {student.mean():.2f}, the expert {expert.mean():.2f}"
-    share = share_of_advantage(student, expert, random, generator(learner.seed, "comparison"), paired=True)
+    chance = generator(learner.seed, "comparison")
+    if not difference(expert, random, chance, paired=True).low > 0.0:  # else a share would be of chance
+        means = student.mean(), expert.mean(), random.mean()
+        return "the best student returns {:.2f}, the expert {:.2f}, a random policy {:.2f}".format(*means)
+    share = share_of_advantage(student, expert, random, chance, paired=True)
     return f"the best student keeps {share} of what the expert is above a random policy"
 
 

@@ -34,7 +34,7 @@ class Point:
     returns: list[float]
     """Mean return of each student, by seed."""
     low: float
-    """Lower end of the 95 % interval of their mean over seeds (Student's t)."""
+    """Lower end of the 95 % interval of their mean: Student's t over seeds, joined with the luck of their start states."""
     high: float
     """Upper end."""
 
@@ -115,10 +115,11 @@ def _point(config: DemosNeededConfig, dataset: DemoDataset, count: int, players:
     from il_based_rl.agent import BCAgent
     from il_based_rl.evaluate import play_evaluation
     from il_based_rl.seeding import generator, start_seeds
-    from il_based_rl.statistics import mean_interval
+    from il_based_rl.statistics import Estimate, luck_of_starts, mean_interval, widened
 
     starts = list(start_seeds(config.seed, "evaluation", config.eval_episodes))
-    returns, transitions = [], []
+    returns: list[np.ndarray] = []
+    transitions = []
     for k in range(config.num_seeds):
         random = generator(config.seed, "validation split", 1, k)
         drawn = dataset.select(np.sort(random.permutation(dataset.num_episodes)[:count]))
@@ -126,11 +127,12 @@ def _point(config: DemosNeededConfig, dataset: DemoDataset, count: int, players:
         student = BCAgent.for_dataset(drawn, config.bc, hidden_dims=config.hidden_dims, seed=seed)
         for _ in student.learn(drawn):
             pass
-        returns.append(play_evaluation(student, players, starts, quiet=True).mean)
+        returns.append(play_evaluation(student, players, starts, quiet=True).returns)
         transitions.append(len(drawn))
-        work.update(episode_return=returns[-1])
-    low, high = mean_interval(np.array(returns))
-    return Point(count, float(np.mean(transitions)), returns, low, high)
+        work.update(episode_return=float(returns[-1].mean()))
+    means = np.mean(returns, axis=1)
+    found = widened(Estimate(float(means.mean()), *mean_interval(means)), luck_of_starts((1.0, np.array(returns))))
+    return Point(count, float(np.mean(transitions)), means.tolist(), found.low, found.high)
 
 
 def _estimate(returns: Any, seed: int) -> Estimate:
