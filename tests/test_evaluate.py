@@ -42,7 +42,7 @@ def test_different_policies_start_from_the_same_states():
     for action in (-2.0, 2.0):
         seen = []
         evaluate_policy(lambda obs, seen=seen, action=action: seen.append(obs) or [action], "Pendulum-v1", 3)
-        firsts.append(np.stack(seen[:3]))
+        firsts.append(np.stack(seen[::200]))  # one episode after the other
     np.testing.assert_array_equal(*firsts)
 
 

@@ -45,9 +45,11 @@ def answer(agent, env_id="toy/Counter-v0", **kwargs):
         Steady(np.array([[0.25, -0.5]])),
         Steady((np.array([0.25, -0.5]), None)),
         Steady((np.array([0.25, -0.5]), {"hidden": 1})),
+        Steady((0.25, -0.5)),
+        Steady((np.float32(0.25), np.float32(-0.5))),
         lambda obs: np.array([0.25, -0.5]),
     ],
-    ids=["array", "list", "tensor", "batch of one", "with no state", "with a state", "plain callable"],
+    ids=["array", "list", "tensor", "batch", "with no state", "with a state", "tuple", "tuple of numpy's", "plain callable"],
 )
 def test_every_kind_of_answer_is_one_action_of_the_space(agent):
     action = answer(agent)
@@ -106,6 +108,54 @@ def test_deterministic_is_passed_on_where_the_signature_has_it(deterministic):
     agent = Agent()
     answer(agent, deterministic=deterministic)
     assert agent.asked is deterministic
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_wrapper_that_passes_all_keywords_on_gets_them(deterministic):
+    told = {}
+
+    def predict(obs, **keywords):
+        told.update(keywords)
+        return np.zeros(2)
+
+    answer(predict, deterministic=deterministic)
+    assert told == {"deterministic": deterministic, "state": None, "episode_start": np.array([True])}
+
+
+class Remembering:
+    """Acts on how many observations it has had since its last reset, as a filter or a plan of several actions would."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def predict(self, obs):
+        self.seen += 1
+        return np.full(2, self.seen / 1000, np.float32)
+
+
+class Resetting(Remembering):
+    def reset(self):
+        self.seen = 0
+
+
+@pytest.mark.parametrize("kind", [Remembering, Resetting])
+def test_an_agent_that_remembers_sees_one_episode_after_the_other(kind):
+    one = collect_demos("toy/Counter-v0", kind(), 5, seed=0, quiet=True)
+    for k, episode in enumerate(one.episodes):
+        begins = 1 if kind is Resetting else 1 + sum(one.episode_lengths[:k])
+        np.testing.assert_allclose(episode.actions[:, 0] * 1000, begins + np.arange(len(episode)), rtol=1e-5)
+    agent = kind()
+    played = [evaluate_policy(agent, "toy/Counter-v0", start_seeds=[each], quiet=True).mean for each in range(3)]
+    assert evaluate_policy(kind(), "toy/Counter-v0", start_seeds=range(3), quiet=True).returns.tolist() == played
+
+
+class NeedsSeed(Remembering):
+    def reset(self, seed):
+        raise AssertionError("it asks for what nobody knows")
+
+
+def test_a_reset_that_needs_arguments_is_left_alone():
+    assert answer(NeedsSeed())[0] == pytest.approx(0.001)
 
 
 class Recurrent:

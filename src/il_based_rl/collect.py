@@ -75,7 +75,7 @@ def collect_demos(
     Example:
         dataset = collect_demos("Pendulum-v1", agent=PPOAgent.load("checkpoints/ppo_agent.pt"), num_episodes=50, seed=0)
     """
-    from il_based_rl.interop import actor_from, disturbed
+    from il_based_rl.interop import actor_from, disturbed, own_agent
     from il_based_rl.rollout import Episode, EpisodePlayers
     from il_based_rl.seeding import generator, start_seeds
 
@@ -98,7 +98,8 @@ def collect_demos(
         while len(kept) < num_episodes and attempts_left > 0:
             wave = min(num_episodes - len(kept), attempts_left)
             played: list[Episode] = []
-            for episode in players.play(playing, [next(seeds) for _ in range(wave)]):
+            begun = [next(seeds) for _ in range(wave)]
+            for episode in players.play(playing, begun, one_by_one=own_agent(agent) is None):
                 played.append(episode)
                 best = max(best, episode.total_reward)
                 wanted = min_return is None or episode.total_reward >= min_return

@@ -110,7 +110,7 @@ def play_evaluation(
     """Play these start seeds in environments that exist already, and show each episode to `watch`; see `evaluate_policy`."""
     import numpy as np
 
-    from il_based_rl.interop import actor_from
+    from il_based_rl.interop import actor_from, own_agent
     from il_based_rl.seeding import generator
 
     seeds = np.array(list(start_seeds), np.int64)
@@ -124,7 +124,7 @@ def play_evaluation(
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     successes: list[bool | None] = [None] * len(seeds)
     with cli.Progress("evaluating", len(seeds), "episode", quiet=quiet) as progress:
-        for episode in players.play(actor, seeds.tolist()):
+        for episode in players.play(actor, seeds.tolist(), one_by_one=own_agent(agent) is None):
             returns[episode.index], lengths[episode.index] = episode.total_reward, len(episode.rewards)
             successes[episode.index] = episode.success
             if watch is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,8 +34,10 @@ def actor_from(
 
     Args:
         agent: An agent of this package, anything with `predict(obs) -> action`, or a plain callable of that kind. A foreign one
-            is given one observation at a time, `deterministic` if its signature has it, and `state` and `episode_start` if it
-            has those (recurrent policies); it may return `(action, state)`.
+            is given one observation at a time, `deterministic` if its signature takes it, and `state` and `episode_start` if it
+            takes those (recurrent policies); it may return `(action, state)`. Before each episode its `reset()` is called, if
+            it has one that needs no arguments: it may remember what it saw, so that whoever plays with it lets one episode
+            follow the other.
         observation_space: The environment's.
         action_space: The environment's.
         deterministic: Whether to take the most likely action.
@@ -49,7 +52,7 @@ def actor_from(
         predict = getattr(agent, "predict", agent)
         if not callable(predict):
             raise TypeError(f"agent must have predict(obs) or be callable, got {type(agent).__name__}")
-        return _ForeignActor(predict, action_space, deterministic)
+        return _ForeignActor(predict, getattr(agent, "reset", None), action_space, deterministic)
     if isinstance(own, PPOAgent):
         policy, log_std = own.policy.actor, own.policy.log_std_array()
     else:
@@ -163,11 +166,11 @@ def _policy_actor(policy: MLPPolicy, random: np.random.Generator | None, log_std
 class _ForeignActor:
     """Asks another library's agent for one action at a time, and keeps the state of a recurrent one for each player."""
 
-    def __init__(self, predict: Callable[..., Any], action_space: gym.Space[Any], deterministic: bool) -> None:
+    def __init__(self, predict: Callable[..., Any], reset: Any, action_space: gym.Space[Any], deterministic: bool) -> None:
         self._predict, self._space = predict, action_space
-        parameters = _parameters(predict)
-        self._fixed = {"deterministic": deterministic} if "deterministic" in parameters else {}
-        self._recurrent = {"state", "episode_start"} <= parameters
+        self._reset = reset if _takes(reset) else None
+        self._fixed = {"deterministic": deterministic} if _takes(predict, "deterministic") else {}
+        self._recurrent = _takes(predict, "state", "episode_start")
         self._states: dict[int, Any] = {}
 
     def __call__(self, players: Sequence[Situation]) -> np.ndarray:
@@ -175,14 +178,16 @@ class _ForeignActor:
 
     def _act(self, player: Situation) -> np.ndarray:
         known: dict[str, Any] = dict(self._fixed)
+        first = player.steps == 0
         if self._recurrent:
-            first = player.steps == 0
             known["state"] = None if first else self._states.get(player.index)
             known["episode_start"] = np.array([first])
         try:
+            if first and self._reset is not None:
+                self._reset()
             answer = self._predict(copy.deepcopy(player.obs), **known)  # one may write into what it is given
-            if isinstance(answer, tuple) and len(answer) == 2:
-                answer, self._states[player.index] = answer
+            if isinstance(answer, tuple) and len(answer) == 2 and not all(isinstance(x, numbers.Number) for x in answer):
+                answer, self._states[player.index] = answer  # and not an action of two numbers
         except Exception as error:  # another author's agent may fail in any way
             raise EnvironmentFaultError(
                 f"the agent failed in environment {player.index}, step {player.steps} of its episode: "
@@ -213,8 +218,15 @@ class _ForeignActor:
         return typed
 
 
-def _parameters(function: Callable[..., Any]) -> set[str]:
+def _takes(function: Any, *names: str) -> bool:
+    """Whether a function can be called by its observation and these keywords, or without any arguments for no names."""
     try:
-        return set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # some functions written in C have no signature
-        return set()
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # no function, or one written in C that has no signature
+        return False
+    if not names:
+        return all(
+            each.default is not each.empty or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters
+        )
+    any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    return any_keyword or set(names) <= {each.name for each in parameters}

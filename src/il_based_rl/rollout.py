@@ -282,7 +282,14 @@ class EpisodePlayers:
         self.codec = self._players[0].codec
         self._watched = Bounds.of(self.codec) if bounds is None and bounds_hold(env_id, "auto") else None
 
-    def play(self, actor: Actor | Teacher, start_seeds: Iterable[int], max_steps: int | None = None) -> Iterator[Episode]:
+    def play(
+        self,
+        actor: Actor | Teacher,
+        start_seeds: Iterable[int],
+        max_steps: int | None = None,
+        *,
+        one_by_one: bool = False,
+    ) -> Iterator[Episode]:
         """Play one episode from each seed, and yield each as it ends.
 
         Which episodes are played does not depend on how long they take, so that short ones are not preferred.
@@ -291,13 +298,15 @@ class EpisodePlayers:
             actor: Chooses the actions.
             start_seeds: For `reset`.
             max_steps: Steps of all episodes together, after which those that are being played are cut.
+            one_by_one: Whether an episode begins only when the one before has ended.
 
         Raises:
             EnvironmentFaultError: The environment failed.
         """
+        players = self._players[:1] if one_by_one else self._players
         left = math.inf if max_steps is None else max_steps
         waiting = enumerate(start_seeds)
-        playing = [p for player in self._players for p in [_begin(player, waiting)] if p is not None]
+        playing = [p for player in players for p in [_begin(player, waiting)] if p is not None]
         while playing:
             if left < len(playing):
                 yield from (running.cut() for running in playing[int(left) :] if running.player.steps > 0)
