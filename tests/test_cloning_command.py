@@ -189,7 +189,10 @@ def test_what_one_number_gives_does_not_depend_on_the_others():
     config = DemosNeededConfig(
         demo_path="d.npz", num_seeds=2, eval_episodes=3, hidden_dims=(8,), bc=BCConfig(epochs=2), save_path="n.json", quiet=True
     )
+    Path("n.svg").write_text("mine")
     every = demos_needed(config)
+    assert Path("n.svg.bak").read_text() == "mine"
+    assert not Path("n.svg.bak2").exists()
     main(f"{NEEDED} --counts 2".split())
     assert json.loads(Path("n/n.json").read_text())["points"][0]["returns"] == every[1].returns
 

@@ -280,6 +280,17 @@ def test_episodes_tell_of_success_in_a_collection_too():
     assert dataset.num_episodes == 3
 
 
+def test_what_lay_where_the_comparison_is_written_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    agent().save("a.pt")
+    Path("README.md").write_text("mine")
+    compare.compare(CompareConfig(("a.pt",), "goals/Goals-v0", 3, save_path="README.json"))
+    assert Path("README.md.bak").read_text() == "mine"
+    assert Path("README.md").read_text().startswith("# goals/Goals-v0")
+    assert not Path("README.json.bak").exists()
+    assert "README.md is replaced; the old file is kept as README.md.bak" in capsys.readouterr().err
+
+
 def test_paths_that_hold_a_sign_of_equality_or_end_alike_are_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in ("lr=0.1.pt", "p/a.pt", "q/a.pt"):

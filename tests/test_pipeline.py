@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from il_based_rl.agent import BCAgent
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import UnknownEnvironmentError
 from il_based_rl.evaluate import evaluate_policy
+from il_based_rl.files import exclusive
 from il_based_rl.ppo_agent import PPOAgent
 from scripts.run_pipeline import main, run_pipeline
 
@@ -141,7 +143,7 @@ def test_the_command_writes_under_its_output_folder_and_returns_none():
     assert main is pipeline.main
     assert main(flags.split()) is None
     assert names_in(".") == ["o"]
-    assert names_in("o/checkpoints") == ["bc_student", "bc_student.pt", "ppo_expert", "ppo_expert.pt"]
+    assert names_in("o/checkpoints") == [".pipeline.lock", "bc_student", "bc_student.pt", "ppo_expert", "ppo_expert.pt"]
     assert names_in("o/demos") == ["ppo_expert_demos.npz"]
 
 
@@ -151,6 +153,15 @@ def test_demonstrations_may_be_disturbed():
     demos = DemoDataset.load("demos/ppo_expert_demos.npz")
     assert demos.metadata["action_noise"] == 0.3
     assert not np.array_equal(demos.executed_actions, demos.actions)
+
+
+def test_a_second_pipeline_in_the_same_folder_is_refused_before_it_writes_anything(capsys):
+    flags = "--env-id toy/Counter-v0 --ppo-timesteps 1 --num-demo-episodes 2 --bc-epochs 1 --num-eval-episodes 2 --output-dir o"
+    with exclusive(Path("o/checkpoints/.pipeline.lock")), pytest.raises(SystemExit) as leaving:
+        main(flags.split())
+    assert leaving.value.code == 2
+    assert f"o is being written by process {os.getpid()}" in capsys.readouterr().err
+    assert names_in("o/checkpoints") == [".pipeline.lock"]
 
 
 def test_a_wrong_environment_raises_a_named_error_from_python():

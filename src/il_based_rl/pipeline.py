@@ -46,6 +46,7 @@ def pipeline(config: PipelineConfig) -> Comparison:
     from il_based_rl.algorithms.finetune import run_finetune
     from il_based_rl.collect import collect
     from il_based_rl.experiment.run import RunFiles
+    from il_based_rl.files import exclusive
     from il_based_rl.report.found import read_run
     from il_based_rl.report.gather import PAGE, report
     from il_based_rl.train import train
@@ -59,30 +60,35 @@ def pipeline(config: PipelineConfig) -> Comparison:
     if config.finetune:
         policies["fine-tuned student"] = folder / "checkpoints" / "finetuned.pt"
     _require_possible(config, [*policies.values(), demo_path, folder / PAGE])
-    expert, demos, bc = str(policies["expert"]), str(demo_path), BCConfig(epochs=config.bc_epochs)
-    told: dict[str, Any] = {"seed": config.seed, "quiet": config.quiet}
-    played: dict[str, Any] = {"bounds": config.bounds}
-    tracked = told | {"tracking": config.tracking}
-    usual = with_preset(TrainPPOConfig(), config.env_id) if config.preset else TrainPPOConfig(config.env_id)
-    train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **played, **tracked))
-    shown: dict[str, Any] = {"num_episodes": config.num_demo_episodes, "action_noise": config.action_noise}
-    collect(CollectConfig(config.env_id, expert, save_path=demos, **shown, **played, **told))
-    train(TrainConfig(demos, save_path=str(policies["student"]), bc=bc, **tracked))
-    last = policies["student"]
-    if config.dagger:
-        last = policies["DAgger student"]
-        run_dagger(DaggerConfig(config.env_id, expert, demos, save_path=str(last), rounds=config.dagger, **played, **tracked))
-    if config.finetune:
-        begun, ended = str(last), str(policies["fine-tuned student"])
-        run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, save_path=ended, **played, **tracked))
-    comparison = _compared(config, policies)
-    cli.say(f"\n{comparison.markdown()}")
-    runs = [read_run(RunFiles(path).folder) for path in policies.values()]
-    shown_in = ReportConfig(config.output_dir, None, config.env_id, seed=config.seed, video=config.video, quiet=config.quiet)
-    page = report(shown_in, runs, comparison)
-    for name, path in {**policies, "demonstrations": demo_path, "report": page}.items():
-        cli.say(f"{name[0].upper() + name[1:]:<20}{path}")
-    return comparison
+    with exclusive(folder / "checkpoints" / ".pipeline.lock", place=folder):  # a stage holds only what it writes itself
+        expert, demos, bc = str(policies["expert"]), str(demo_path), BCConfig(epochs=config.bc_epochs)
+        told: dict[str, Any] = {"seed": config.seed, "quiet": config.quiet}
+        played: dict[str, Any] = {"bounds": config.bounds}
+        tracked = told | {"tracking": config.tracking}
+        usual = with_preset(TrainPPOConfig(), config.env_id) if config.preset else TrainPPOConfig(config.env_id)
+        train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **played, **tracked))
+        shown: dict[str, Any] = {"num_episodes": config.num_demo_episodes, "action_noise": config.action_noise}
+        collect(CollectConfig(config.env_id, expert, save_path=demos, **shown, **played, **told))
+        train(TrainConfig(demos, save_path=str(policies["student"]), bc=bc, **tracked))
+        last = policies["student"]
+        if config.dagger:
+            last = policies["DAgger student"]
+            run_dagger(
+                DaggerConfig(config.env_id, expert, demos, save_path=str(last), rounds=config.dagger, **played, **tracked)
+            )
+        if config.finetune:
+            begun, ended = str(last), str(policies["fine-tuned student"])
+            run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, save_path=ended, **played, **tracked))
+        comparison = _compared(config, policies)
+        cli.say(f"\n{comparison.markdown()}")
+        runs = [read_run(RunFiles(path).folder) for path in policies.values()]
+        shown_in = ReportConfig(
+            config.output_dir, None, config.env_id, seed=config.seed, video=config.video, quiet=config.quiet
+        )
+        page = report(shown_in, runs, comparison)
+        for name, path in {**policies, "demonstrations": demo_path, "report": page}.items():
+            cli.say(f"{name[0].upper() + name[1:]:<20}{path}")
+        return comparison
 
 
 def _require_possible(config: PipelineConfig, paths: Sequence[Path]) -> None:

@@ -94,7 +94,7 @@ def tune(config: TuneConfig) -> Settings:
     states, path = _optuna().trial.TrialState, Path(config.save_path)
     EpisodePlayers(config.env_id, 1).close()  # what cannot be made is told before anything is written
     require_writable(path)
-    with exclusive(path.with_name(f".{path.name}.lock")), _readable(path):
+    with exclusive(path.with_name(f".{path.name}.lock"), place=path), _readable(path):
         _require_search(path)
         study = _study(config)
         for cut_off in study.get_trials(states=(states.RUNNING,)):

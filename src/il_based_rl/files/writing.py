@@ -118,10 +118,15 @@ def last_holder(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, what_for: str = "") -> Iterator[None]:
+def exclusive(path: Path, what_for: str = "", *, place: Path | None = None) -> Iterator[None]:
     """Hold a file that no other process may hold meanwhile; it is let go when the process ends, however it ends.
 
     Where the system or the file system has no such locks (Windows, some network disks), nothing is held.
+
+    Args:
+        path: The file.
+        what_for: Written into it behind the process's number.
+        place: What it stands for, where that is not its folder.
 
     Raises:
         LockedError: Another process holds it; it is named.
@@ -138,7 +143,9 @@ def exclusive(path: Path, what_for: str = "") -> Iterator[None]:
                 _lock(handle)
             except BlockingIOError as error:
                 holder = last_holder(path) or "another process"
-                raise LockedError(f"{path.parent} is being written by {holder}; wait for it, or choose another path") from error
+                raise LockedError(
+                    f"{place or path.parent} is being written by {holder}; wait for it, or choose another path"
+                ) from error
             except OSError:  # the file system has no locks, of which `il-rl doctor` warns
                 pass
         try:

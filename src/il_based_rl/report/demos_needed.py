@@ -49,7 +49,7 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
     """Clone students from ever more demonstrations, print what they reach, and write it as JSON and as a figure."""
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.files import require_writable
+    from il_based_rl.files import move_aside, require_writable
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.statistics import FEW
 
@@ -69,6 +69,9 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
         dataset.require_env(players.env_id, players.observation_space, players.action_space)
         for count in counts:
             points.append(_point(config, dataset, count, players, work))
+            for path in () if len(points) > 1 else (save_path, save_path.with_suffix(".svg")):
+                if (backup := move_aside(path, leave_copy=True)) is not None:
+                    cli.notice(f"{path} is replaced; the old file is kept as {backup}")
             cli.say(f"{count:>6} demonstration{'s' * (count > 1)}: mean return {_shown(points[-1])}")
             _write(config, points, demonstrated)
     cli.say(_conclusion(points, demonstrated))
