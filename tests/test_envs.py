@@ -56,6 +56,43 @@ def test_in_process_steps_are_the_environments_own_with_its_own_last_observation
     ]
 
 
+class Misshapen(gym.vector.VectorWrapper):
+    """Answers with one of its five columns in another shape, as simulators on a GPU do."""
+
+    def __init__(self, envs, place, change):
+        super().__init__(envs)
+        self._place, self._change = place, change
+
+    def step(self, actions):
+        answer = list(self.env.step(actions))
+        answer[self._place] = self._change(answer[self._place])
+        return tuple(answer)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize(
+    ("place", "change", "says"),
+    [
+        (0, lambda rows: np.concatenate([rows, rows]), r"observations; expected \d, one an environment"),
+        (1, lambda rewards: rewards[:, None], r"rewards of shape \(\d, 1\); expected \(\d,\), one an environment"),
+        (1, lambda rewards: 1.0, r"rewards of shape \(\); expected"),
+        (2, lambda ends: ends[:, None], r"terminated of shape \(\d, 1\)"),
+        (3, lambda ends: None, r"truncated of shape \(\)"),
+    ],
+)
+def test_a_vector_environment_of_wrong_shapes_is_named(num_envs, place, change, says):
+    envs = as_envs(Misshapen(gymnasium_envs("toy/Counter-v0", num_envs, AutoresetMode.SAME_STEP), place, change))
+    envs.reset(None)
+    with pytest.raises(EnvironmentFaultError, match=says):
+        envs.step(np.zeros((num_envs, 2), np.float32))
+
+
+@pytest.mark.parametrize("one", ["CartPole-v1", gym.make("CartPole-v1")])
+def test_what_is_no_several_environments_is_refused_with_what_is(one):
+    with pytest.raises(TypeError, match="expected several environments, as InProcessEnvs"):
+        as_envs(one)
+
+
 @pytest.mark.parametrize("env_id", ["toy/Counter-v0", "toy/Truncated-v0", "toy/Both-v0"])
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
 def test_every_way_of_resetting_gives_the_same_transitions(env_id, mode):

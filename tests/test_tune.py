@@ -112,6 +112,14 @@ def test_the_defaults_are_tried_again_if_their_trial_was_cut_off(quick, monkeypa
     assert again.value == TrainPPOConfig().ppo.lr
 
 
+def test_a_standard_deviation_is_searched_only_where_actions_are_continuous(quick):
+    tune(config(trials=3))
+    assert all("initial_log_std" in trial.params for trial in kept().trials)
+    tune(config(env_id="CartPole-v1", trials=3, save_path="tuning/discrete.db"))
+    study = optuna.load_study(storage="sqlite:///tuning/discrete.db", study_name="il-rl tune")
+    assert not any("initial_log_std" in trial.params for trial in study.trials)
+
+
 def test_what_is_printed_trains_by_what_was_tried(quick, capsys):
     best = tune(config(trials=12))
     line = capsys.readouterr().out.splitlines()[-1]
@@ -199,6 +207,7 @@ def test_new_seeds_are_none_of_the_search_and_the_same_for_both(monkeypatch):
     new, searched = seeds["new"], seeds["search"]
     assert new[0::2] == new[1::2]
     assert len({seed for seed, _ in new}) == 4
+    assert len({start for _, starts in new for start in starts}) == 4 * len(new[0][1])  # or seeds would share their luck
     assert not {seed for seed, _ in new} & {seed for seed, _ in searched}
     assert not {start for _, starts in new for start in starts} & {start for _, starts in searched for start in starts}
 

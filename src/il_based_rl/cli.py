@@ -18,7 +18,7 @@ from typing import TypeVar
 import tyro
 from tqdm import tqdm
 
-from il_based_rl.errors import Terminated, UserError
+from il_based_rl.errors import FileWriteError, Terminated, UserError
 
 Settings = TypeVar("Settings")
 
@@ -27,6 +27,8 @@ LATEST = "latest"
 """What a bare `--resume` stands for."""
 _terminated = False
 """SIGTERM has come while a command ran. No event of threading's, whose lock a second signal would wait for for ever."""
+_unwritten: OSError | None = None
+"""Why some of a result could not be written to standard output."""
 
 
 def parse(defaults: Settings, argv: Sequence[str] | None, *, prog: str, description: str) -> Settings:
@@ -89,11 +91,16 @@ def run(command: Callable[[], object]) -> None:
     Raises:
         SystemExit: With the error's exit code; 130 after an interrupt from the keyboard, 143 after SIGTERM.
     """
+    _open_streams()
     atexit.register(gc.freeze)  # else the interpreter's end looks through all that torch ever made, for most of a second
     try:
         with _termination_as_exception():
             command()
         sys.stdout.flush()
+        if _unwritten is not None:
+            lost = FileWriteError(f"cannot write to standard output: {_unwritten.strerror or _unwritten}; the rest was done")
+            lost.exit_code = 1
+            raise lost
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
@@ -107,6 +114,13 @@ def run(command: Callable[[], object]) -> None:
         raise SystemExit(getattr(interruption, "exit_code", 130)) from None
     except BrokenPipeError:
         _mute()
+
+
+def _open_streams() -> None:
+    """Let what is written go nowhere where an output was closed before the start, as some supervisors of services do."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stays open
 
 
 def _is_for_memory(error: Exception) -> bool:
@@ -139,10 +153,14 @@ def _termination_as_exception() -> Iterator[None]:
 
 def say(text: str) -> None:
     """Print a result on standard output at once, clear of any progress bar."""
+    global _unwritten
     try:
         tqdm.write(_harmless(text), file=sys.stdout)
         sys.stdout.flush()
-    except OSError:  # whoever read it has gone, or its disk is full; the work goes on
+    except BrokenPipeError:  # whoever read it has gone
+        _mute()
+    except OSError as error:  # its disk is full; the work goes on, and what is missing is told in the end
+        _unwritten = error
         _mute()
 
 

@@ -89,10 +89,12 @@ def tune(config: TuneConfig) -> Settings:
         EnvironmentFaultError: An environment failed; the trials that ended before are kept.
     """
     from il_based_rl.files import exclusive, require_writable
+    from il_based_rl.heads import action_head
     from il_based_rl.rollout import EpisodePlayers
 
     states, path = _optuna().trial.TrialState, Path(config.save_path)
-    EpisodePlayers(config.env_id, 1).close()  # what cannot be made is told before anything is written
+    with EpisodePlayers(config.env_id, 1) as players:  # what cannot be made is told before anything is written
+        unused = set() if action_head(players.action_space).continuous else {"initial_log_std"}
     require_writable(path)
     with exclusive(path.with_name(f".{path.name}.lock"), place=path), _readable(path):
         _require_search(path)
@@ -103,7 +105,7 @@ def tune(config: TuneConfig) -> Settings:
         ended = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
         cli.say(f"Searching settings of PPO for {config.env_id}: {config.trials} trials, {ended} of them done...")
         asked = (study.ask() for _ in range(config.trials - ended))  # each once a process is free for it
-        drawn = ((trial, _drawn(trial)) for trial in asked)
+        drawn = ((trial, _drawn(trial, unused)) for trial in asked)
         jobs = ((each, (config, each[1], each[0].number, _bars(study))) for each in drawn)
         for (trial, settings), (curve, whole) in _side_by_side(config.workers, _tried, jobs):
             for steps, value in curve:
@@ -125,11 +127,12 @@ def tune(config: TuneConfig) -> Settings:
     return best
 
 
-def _drawn(trial: optuna.Trial) -> Settings:
-    """Let the search draw settings."""
+def _drawn(trial: optuna.Trial, unused: set[str]) -> Settings:
+    """Let the search draw settings, but for those that the environment has no use for."""
     trial.suggest_categorical("rollout", list(_ROLLOUTS))
     for name, choices in _CHOICES.items():
-        trial.suggest_categorical(name, choices)
+        if name not in unused:
+            trial.suggest_categorical(name, choices)
     trial.suggest_float("lr", *_RATES, log=True)
     return _settings_of(trial.params)
 
@@ -167,11 +170,11 @@ def _tried(config: TuneConfig, settings: Settings, number: int, bars: dict[int, 
 
 
 def _confirmed(config: TuneConfig, settings: Settings, k: int) -> float:
-    """Train by these settings on a seed that the search never saw; return the mean return from start states it never saw."""
+    """Train by these settings on a seed that the search never saw; return the mean return from start states of its own."""
     from il_based_rl.seeding import generator, start_seeds
 
     seed = int(generator(config.seed, "search", 1, k).integers(2**31))
-    starts = list(start_seeds(config.seed, "evaluation", _CONFIRMING_EPISODES, key=6))
+    starts = list(start_seeds(seed, "evaluation", _CONFIRMING_EPISODES, key=6))  # so that seeds share no luck
     return list(_learning_curve(config, settings, seed, starts, 1))[-1][1]
 
 

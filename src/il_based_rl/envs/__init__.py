@@ -89,7 +89,13 @@ def make_envs(
 
 
 def as_envs(envs: Envs | gym.vector.VectorEnv[Any, Any, Any]) -> Envs:
-    """Take environments of ours, or any Gymnasium vector environment."""
+    """Take environments of ours, or any Gymnasium vector environment.
+
+    Raises:
+        TypeError: It is a single environment, or the ID of one.
+    """
+    if isinstance(envs, gym.Env | str):
+        raise TypeError(f"expected several environments, as InProcessEnvs(env_id) or gymnasium.make_vec make, got {envs!r}")
     return VectorEnvs(envs) if isinstance(envs, gym.vector.VectorEnv) else envs
 
 

@@ -75,6 +75,7 @@ class VectorEnvs:
             told["seed"] = list(seeds) if each else seeds[0]
         try:
             rows = self._codec.rows(self._envs.reset(**told)[0])[0]
+            self._require_rows(rows)
         except Exception as error:  # another author's code may fail in any way
             raise self._failure("at reset", error) from error
         self._require_sound(rows, np.zeros(self.num_envs), rows)
@@ -91,6 +92,10 @@ class VectorEnvs:
             obs, rewards, terminated, truncated, infos = self._envs.step(actions.astype(self._action_dtype, copy=False))
             rows, rewards = self._codec.rows(obs)[0], np.asarray(rewards, np.float64)
             terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
+            self._require_rows(rows)
+            for name, column in (("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
+                if column.shape != (self.num_envs,):
+                    raise ValueError(f"{name} of shape {column.shape}; expected ({self.num_envs},), one an environment")
         except Exception as error:  # as above
             raise self._failure(f"in step {self._steps} since its reset", error, actions) from error
         valid = ~self._resetting
@@ -105,6 +110,10 @@ class VectorEnvs:
         if not self._same_step:
             self._resetting = terminated | truncated
         return StepRecord(rows, rewards, terminated, truncated, finals, valid)
+
+    def _require_rows(self, rows: np.ndarray) -> None:
+        if len(rows) != self.num_envs:
+            raise ValueError(f"{len(rows)} observations; expected {self.num_envs}, one an environment")
 
     def _final_row(self, infos: Any, i: int, action: np.ndarray) -> np.ndarray:
         try:
