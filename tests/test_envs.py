@@ -289,3 +289,16 @@ def test_a_vector_environment_of_its_own_kind_is_given_one_seed():
     first = envs.reset([5, 6])
     np.testing.assert_array_equal(first, envs.reset([5, 9]))
     assert not np.array_equal(first, envs.reset([7, 6]))
+
+
+def test_no_environments_at_all_are_refused():
+    with pytest.raises(ConfigError, match="num_envs must be above 0, got 0"):
+        InProcessEnvs("toy/Counter-v0", 0)
+
+
+def test_large_half_precision_observations_give_no_warning(recwarn):
+    player = Player(make_env("toy/Counter-v0"))
+    player.reset(0)
+    player.row = np.array([3e4, 3e4], np.float16)
+    player._require_sound(0.0)
+    assert not list(recwarn)

@@ -6,6 +6,7 @@ import torch
 import toy_envs
 from toy_envs import STILL, Steady
 
+from il_based_rl import rollout
 from il_based_rl.collect import collect_demos
 from il_based_rl.envs import make_env
 from il_based_rl.errors import SpaceMismatchError
@@ -106,3 +107,14 @@ def test_start_seeds_may_be_those_of_a_result():
     assert again.returns.tolist() == result.returns.tolist()
     with pytest.raises(TypeError):
         evaluate_policy(lambda obs: 0, "CartPole-v1", start_seeds=[1.7])
+
+
+def test_an_episode_has_as_many_steps_as_its_environment_allows(monkeypatch):
+    monkeypatch.setattr(rollout, "MAX_EPISODE_STEPS", 50)
+    assert evaluate_policy(lambda obs: [0.0], "Pendulum-v1", 2).lengths.tolist() == [200, 200]
+
+
+@pytest.mark.parametrize("wrong", [{"num_episodes": 2.5}, {"seed": None}])
+def test_numbers_that_are_none_are_refused(wrong):
+    with pytest.raises(TypeError):
+        evaluate_policy(lambda obs: [0.0], "Pendulum-v1", **wrong)

@@ -143,8 +143,8 @@ SAYS = {  # what the line says
     "leaves": "SystemExit",
     "leaves with a text": "SystemExit: bye",
     "nothing": "TypeError",
-    "four parts": "4",
-    "six parts": "5",
+    "four parts": "step returned 4 values; expected observation, reward, terminated, truncated, info",
+    "six parts": "step returned 6 values; expected observation",
     "nan observation": "the observation is not finite.*nan",
     "inf observation": "the observation is not finite.*inf",
     "short observation": r"shape \(1,\).*\(2,\)",
@@ -167,7 +167,7 @@ SAYS = {  # what the line says
     "raises at reset": "RuntimeError: no power",
     "leaves at reset": "SystemExit",
     "nan at reset": "the observation is not finite",
-    "no info at reset": "",
+    "no info at reset": "reset returned no pair; expected \\(observation, info\\)",
     "short at reset": r"shape \(1,\).*\(2,\)",
 }
 LEFT = {  # what of these is said where a worker has ended, rather than told what was wrong

@@ -29,6 +29,7 @@ from il_based_rl.files import (
     rewrite_rows,
     write_arrays,
     write_checkpoint,
+    write_text,
 )
 from il_based_rl.files import rows as rows_module
 from il_based_rl.policy import MLPPolicy, arguments_from
@@ -475,3 +476,9 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(FileWriteError, match="files are read up to 100,000 bytes"):
         files.write_checkpoint(tmp_path / "a.pt", {"x": torch.zeros(50_000)})
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_what_is_no_path_of_a_file_is_refused(path):
+    with pytest.raises(FileWriteError, match="is not the path of a file"):
+        write_text(path, "text")

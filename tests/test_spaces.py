@@ -278,3 +278,16 @@ def test_the_parts_of_a_batch_have_as_many_rows_each():
     assert codec.rows({"a": np.ones((0, 2), np.float32), "b": (np.ones(0, np.int64),)})[0].shape == (0, 5)
     with pytest.raises((ValueError, IndexError)):
         codec.rows(np.ones((2, 3, 5), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "key"),
+    [
+        (spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)}), {"a": np.zeros(2, np.float32)}, "'b'"),
+        (spaces.Tuple([spaces.Box(-1, 1, (2,)), spaces.Discrete(3)]), (np.zeros(2, np.float32),), "1"),
+        (spaces.Dict({"a": spaces.Box(-1, 1, (2,))}), None, "'a'"),
+    ],
+)
+def test_a_part_that_an_observation_lacks_is_named(space, obs, key):
+    with pytest.raises(ValueError, match=f"the observation lacks {key}, a part of its space"):
+        ObservationCodec(space).row(obs)

@@ -53,7 +53,7 @@ def _require_widths(hidden_dims: tuple[int, ...] | None) -> None:
 
 
 def _require_file(name: str, path: str) -> None:
-    _require(Path(path).name != "", name, repr(path), "the path of a file")
+    _require(Path(path).name != "" and not path.endswith(("/", os.sep)), name, repr(path), "the path of a file")
 
 
 def require_types(settings: object) -> None:

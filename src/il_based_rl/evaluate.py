@@ -89,7 +89,7 @@ def evaluate_policy(
     from il_based_rl.seeding import start_seeds as seeds_for
 
     if start_seeds is None:
-        start_seeds = list(seeds_for(seed, "evaluation", max(num_episodes, 0)))
+        start_seeds = list(seeds_for(seed, "evaluation", max(operator.index(num_episodes), 0)))
     start_seeds = list(map(operator.index, start_seeds))
     if not start_seeds:
         raise ConfigError(f"evaluation needs at least one episode, got num_episodes {num_episodes}")

@@ -376,7 +376,7 @@ class _Running:
         reward, terminated, truncated = player.step(action)
         self._rewards.append(reward)
         if not (terminated or truncated):
-            if player.steps < MAX_EPISODE_STEPS:
+            if player.steps < MAX_EPISODE_STEPS or (player.env.spec is not None and player.env.spec.max_episode_steps):
                 return None
             truncated = True
             notice(f"an episode (start seed {self._seed}) is cut after {player.steps} steps; the environment has no time limit")

@@ -64,7 +64,7 @@ class ObservationCodec:
             return obs  # the common case, in a third of the time
         if self._composite:
             for key, part in self._parts.items():
-                part.row(obs[key])  # raises where flattening would cast, or take -1 for the last choice
+                part.row(_part(obs, key))  # raises where flattening would cast, or take -1 for the last choice
             obs = spaces.flatten(self.space, obs)
         array = np.asarray(obs)
         if array.shape != self.row_shape:
@@ -136,6 +136,13 @@ class ObservationCodec:
         one_hot = np.zeros((len(rows), self.size), np.float32)
         one_hot[np.arange(len(rows))[:, None], begins + chosen] = 1.0
         return one_hot
+
+
+def _part(obs: Any, key: Any) -> Any:
+    try:
+        return obs[key]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"the observation lacks {key!r}, a part of its space") from error
 
 
 def _choices(space: gym.Space[Any]) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from il_based_rl.envs.record import EXACT, EnvState, StepRecord
 from il_based_rl.envs.single import Player, make_env, resume_level
+from il_based_rl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class InProcessEnvs:
     """
 
     def __init__(self, env_id: str | EnvSpec, num_envs: int = 1, first_index: int = 0, *, strict_bounds: bool = False) -> None:
+        if num_envs < 1:
+            raise ConfigError(f"num_envs must be above 0, got {num_envs}")
         self._env_id, self.num_envs = env_id, num_envs
         self._players = [Player(make_env(env_id), first_index + i, strict_bounds=strict_bounds) for i in range(num_envs)]
         self.observation_space = self._players[0].env.observation_space

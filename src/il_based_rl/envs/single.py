@@ -129,7 +129,10 @@ class Player:
         self._generator_at_reset = self._generator_state() if seed is None else None
         self.episode, self.steps, self._action, self._actions = self.episode + 1, 0, None, []
         try:
-            self.obs, _ = self.env.reset(seed=seed)
+            answer = self.env.reset(seed=seed)
+            if not isinstance(answer, tuple) or len(answer) != 2:
+                raise ValueError("reset returned no pair; expected (observation, info), as in Gymnasium")
+            self.obs = answer[0]
             self.row = self.codec.row(self.obs)
         except (Exception, SystemExit) as error:  # another author's code may fail in any way
             raise self._fault(_describe(error)) from None
@@ -149,7 +152,11 @@ class Player:
         if self.steps <= REPLAYED_STEPS:
             self._actions.append(self._action)
         try:
-            self.obs, reward, terminated, truncated, self.info = self.env.step(action)
+            answer = self.env.step(action)
+            if len(answer) != 5:
+                told = "expected observation, reward, terminated, truncated, info, as in Gymnasium"
+                raise ValueError(f"step returned {len(answer)} values; {told}")
+            self.obs, reward, terminated, truncated, self.info = answer
             reward = reward if isinstance(reward, float) else _number(reward)
             self.row = self.codec.row(self.obs)
             ended = _flag(terminated), _flag(truncated)
@@ -230,7 +237,7 @@ class Player:
             return
         # A moderate sum of squares has finite parts, and takes a tenth of the time of looking at each as the float32 read.
         row = self.row
-        if not (row.ndim == 1 and np.vdot(row, row) < 1e30) and not _all_finite(row):  # unlike dot, vdot never warns
+        if not (row.ndim == 1 and float(np.vdot(row, row)) < 1e30) and not _all_finite(row):  # unlike dot, vdot never warns
             raise self._fault(f"the observation is not finite in float32: {short(row)}")
         if self._bounds is not None and (misfit := self._bounds.misfit(row)) is not None:
             raise self._fault(f"{misfit}; {REMEDY}")

@@ -201,7 +201,9 @@ class WorkerEnvs:
         """Say what became of a worker, and in which environment."""
         shared, part = self._shared, self._slices[w]
         if shared["episode"][w] == 0:
-            return EnvironmentFaultError(f"the worker of environments {part.start} to {part.stop - 1} {what}")
+            hint = "; a script begins workers under `if __name__ == '__main__':`, or takes vectorization='sync'"
+            began = f"the worker of environments {part.start} to {part.stop - 1} {what}"
+            return EnvironmentFaultError(began + hint * (self._workers[w].process.exitcode == 1))
         i, step = int(shared["index"][w]), int(shared["step"][w])
         played = self._replayed[i].actions if self._replayed else None
         action = shared["actions"][i] if played is None or step == 0 else played[step - 1]

@@ -32,6 +32,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         FileWriteError: The place cannot be written, or the disk is full; `path` is as it was.
     """
     path = Path(path)
+    if not path.name:
+        raise FileWriteError(f"{path} is not the path of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         _require_replaceable(path)
