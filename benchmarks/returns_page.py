@@ -38,6 +38,16 @@ ASKED = {
     "Reacher-v5": Asked(-4.0, "Tianshou -4.1 (v2, 1M)"),
 }
 
+HOW = """\
+Measured by `python -m benchmarks.returns`; every run is a row of `benchmarks/results/returns.jsonl`. Returns are of the policy
+after the last update, with its most likely action, averaged over the start seeds 10000-10099, which nothing was chosen by. In
+brackets are 95 % intervals of the mean over seeds of training, on these start states. All seeds share them, so that their
+spread says nothing of how lucky those are: *starts* is by how much an average over all start states may differ from these (two
+standard errors of one policy's mean). *Above* and *below* are said where both together (the root of the sum of their squares)
+lie on one side of what was asked. *Best* is the policy that did best in the evaluations during training, on the same start
+states as the last one. The same seed gives the same policy bit for bit on one machine; another processor's arithmetic gives
+another policy."""
+
 SOURCES = """\
 Published figures are of other versions of the environments and of other libraries' settings: RL Baselines3 Zoo's
 `benchmark.md` (one run each), Tianshou's `examples/mujoco/README.md` (10 seeds), CleanRL's `docs/benchmark/` (3 seeds). They
@@ -124,15 +134,11 @@ def _page(ours: dict[str, Any], theirs: dict[str, Any], commands: dict[str, str]
     lines = [
         "# How good our experts are",
         "",
-        "Measured by `python -m benchmarks.returns`; every run is a row of `benchmarks/results/returns.jsonl`. Returns are of",
-        "the policy after the last update, with its most likely action, averaged over the start seeds 10000-10099, which",
-        "nothing was chosen by. In brackets are 95 % intervals of the mean over seeds of training; *above* and *below* are",
-        "said where the interval lies on one side of what was asked. *Best* is the policy that did best in the evaluations",
-        "during training, on the same start states as the last one. The same seed gives the same policy bit for bit on one",
-        "machine; another processor's arithmetic gives another policy.",
+        HOW,
         "",
-        "| task | steps | asked | seeds | mean ± std | interquartile mean | lowest | | best | SB3, RL Zoo's | published |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| task | steps | asked | seeds | mean ± std | starts | interquartile mean | lowest | | best "
+        "| SB3, RL Zoo's | published |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(task, found, theirs.get(task, [])) for task, found in ours.items()]
     lines += ["", SOURCES, "", CURVES, ""]
@@ -173,7 +179,7 @@ def _again(ours: dict[str, Any], again: dict[str, Any]) -> list[str]:
             both = np.concatenate([first, second])
             same = np.array_equal(first, second)
             cells = [task, f"{ASKED[task].at_least:,g}", _shown(first), "the same" if same else _shown(second)]
-            lines.append(f"| {' | '.join([*cells, _verdict(second, ASKED[task]), '' if same else f'{both.mean():,.1f}'])} |")
+            lines.append(f"| {' | '.join([*cells, _verdict(later, ASKED[task]), '' if same else f'{both.mean():,.1f}'])} |")
     table = ["| task | asked | first | again | | mean of both |", "|---|---|---|---|---|---|", *lines]
     return ["", "## The same once more", "", AGAIN, "", *table] if lines else []
 
@@ -277,9 +283,10 @@ def _line(task: str, found: list[dict[str, Any]], peer: list[dict[str, Any]]) ->
         f"{asked.at_least:,g}{' on every seed' if asked.every_seed else ''}",
         str(len(found)),
         f"{_shown(finals)} ± {finals.std(ddof=1) if len(finals) > 1 else 0.0:,.1f}",
+        f"{_luck(found):,.1f}",
         f"{interquartile_mean(finals):,.1f}",
         f"{finals.min():,.1f}",
-        _verdict(finals, asked),
+        _verdict(found, asked),
         _shown(best),
         f"{_shown(_column(peer, 'final'))} ({len(peer)} seed{'s' if len(peer) > 1 else ''})" if peer else "",
         asked.published,
@@ -287,16 +294,24 @@ def _line(task: str, found: list[dict[str, Any]], peer: list[dict[str, Any]]) ->
     return f"| {' | '.join(cells)} |"
 
 
-def _verdict(finals: np.ndarray, asked: Asked) -> str:
+def _verdict(found: list[dict[str, Any]], asked: Asked) -> str:
+    from il_based_rl.statistics import Estimate, widened
+
+    finals = _column(found, "final")
     if asked.every_seed:
         reached = int((finals >= asked.at_least).sum())
         return "reached" if reached == len(finals) else f"reached by {reached}"
-    low, high = _interval(finals)
-    if low > asked.at_least:
+    joined = widened(Estimate(float(finals.mean()), *_interval(finals)), _luck(found))
+    if joined.low > asked.at_least:
         return "above"
-    if high < asked.at_least:
+    if joined.high < asked.at_least:
         return "below"
     return "reached, not shown to be above" if finals.mean() >= asked.at_least else "not reached, not shown to be below"
+
+
+def _luck(found: list[dict[str, Any]]) -> float:
+    """Return two standard errors of the mean over the 100 start states of one policy."""
+    return 2.0 * float(np.sqrt(np.mean(np.square(_column(found, "final_std"))) / 100))
 
 
 def _shown(values: np.ndarray) -> str:
