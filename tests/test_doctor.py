@@ -67,6 +67,25 @@ gym.register("doctor/Sound-v0", Walk, max_episode_steps=100)
 gym.register("doctor/NoLimit-v0", Walk)
 
 
+class FarAway(Walk):
+    """The same, told in metres from far away, as satellites tell a place."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = spaces.Box(-1e7, 1e7, (2,), np.float64)
+
+    def reset(self, **told):
+        obs, info = super().reset(**told)
+        return obs + np.array([5e6, 0.0]), info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs + np.array([5e6, 0.0]), *rest
+
+
+gym.register("doctor/FarAway-v0", FarAway, max_episode_steps=100)
+
+
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
     """An empty folder to work in, on a machine whose display is not asked for."""
@@ -311,6 +330,7 @@ WARNINGS = [  # environment, and what its warnings must hold, one after the othe
     ("doctor/WornLate-v0", ["after other episodes, .* evaluations are not exactly repeatable", "begins new episodes"]),
     ("doctor/OutOfBounds-v0", ["step 1 led to float32 .*2[.]e[+]06.* not in Box"]),
     ("doctor/OtherType-v0", ["step 1 led to float64 .* not in Box.*float32"]),
+    ("doctor/FarAway-v0", [r"number 0 of an observation varies by .* around 50000.*, where float32, .* in steps of 0[.]5"]),
     ("doctor/NoLimit-v0", ["no time limit .* cut after 50,000 steps.* max_episode_steps"]),
     ("doctor/ForeignGenerator-v0", ["has the policy back, but begins episodes of its own"]),
 ]

@@ -235,10 +235,13 @@ def _parting(one: Iterable[Seen], other: Iterable[Seen]) -> int | None:
 
 def _values(env_id: str) -> Iterator[Finding]:
     """Look at observations and at the clock; the player raises what is not finite or of a wrong shape."""
-    times, misfit = list[float](), ""
+    import numpy as np
+
+    times, rows, misfit = list[float](), list[np.ndarray](), ""
     with _fresh(env_id) as player:
         for step, seen in enumerate(_walk(player)):
             times.append(seen[4])
+            rows.append(np.array(player.row, np.float64).ravel())
             if not misfit and not player.codec.space.contains(player.obs):
                 misfit = f"step {step} led to {player.row.dtype} {player.obs}, which is not in {player.codec.space}"
     yield PASS, f"{STEPS} random actions gave finite numbers of the right shape"
@@ -250,6 +253,15 @@ def _values(env_id: str) -> Iterator[Finding]:
         )
     else:
         yield PASS, "observations are in their space"
+    values = np.array(rows)
+    deviations, steps = values.std(axis=0), np.spacing(np.abs(values).max(axis=0).astype(np.float32))
+    if (coarse := np.flatnonzero((deviations > 0.0) & (steps > deviations / 100))).size:
+        k = int(coarse[0])
+        yield (
+            WARN,
+            f"number {k} of an observation varies by {deviations[k]:.3g} around {values[:, k].mean():.8g}, where float32, "
+            f"which policies read, goes in steps of {steps[k]:.3g}; let the environment subtract its offset",
+        )
     yield PASS, f"a step takes {statistics.median(times) * 1e6:.0f} µs (median)"
 
 
