@@ -42,21 +42,21 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 
 WHICH = """This is about the intervals of `il-rl compare` and `il-rl report`, each of 95 %; `il-rl evaluate` and
 learning curves have Student's t. Of a policy from one training run the values are its returns from many start states;
-of several runs they are each run's mean return, and as all of them play from the same start states, whose luck they
-share, its interval is joined to theirs (the variance between start states in a two-way layout; arms joined as Zou and
+of several runs they are each run's mean return, and the interval of the runs is joined with one of the start states,
+whose luck they share (the variance between start states in a two-way layout; arms joined as Zou and
 Donner 2008 do). Two policies that played from the same start states are compared by
 their differences there, which takes out how hard a start state is; two methods by the means of their runs, joined with
 what their differences owe to the start states; one run
-against several says nothing of the luck of the one, and has no interval."""
+against several says nothing of the luck of the one, and has no interval, but for the random policy, which is no run."""
 HOW = f"""From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all
 alike where they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values,
 as of training seeds, a bootstrap's are too narrow; Student's t takes its place for the mean, Tukey and McLaughlin's
 interval from winsorised values for the interquartile mean, Welch's for a difference of runs, and for the share of an
 advantage Student's t of the ratio made linear. Success and better-or-worse have Wilson's (1927) where there is one run
-of each; of several, success has Student's t of the runs' rates joined with Wilson's of the start states', and
-better-or-worse, which is said of these start states alone, a bootstrap's from four runs on: too narrow where nearly all
-runs of one are better, and without width where all are. The worst decile, the mean of the lowest tenth, has no interval
-below {FEW_FOR_DECILE} values, and one that is a little too narrow above.
+of each; of several, success has Student's t of the runs' rates joined with the start states' (where all episodes agree,
+with Wilson's), and better-or-worse, which is said of these start states alone, a bootstrap's from four runs on: too
+narrow where nearly all runs of one are better, and without width where all are. The worst decile, the mean of the
+lowest tenth, has no interval below {FEW_FOR_DECILE} values, and one that is a little too narrow above.
 Where some of a few values are far from the rest, no method here holds what it claims, as the table shows; a warning
 says when values are few."""
 

@@ -73,9 +73,9 @@ REASONS = {
 """What holds back what falls short."""
 
 AGAIN = """\
-`python -m benchmarks.returns again`: the same settings and seeds from end to end on one machine with the code of 2026-11-27
-(rows in `benchmarks/results/returns_again.jsonl`). Most of the first were trained on another processor, whose arithmetic gives
-other policies, so that this shows how much of a mean of ten seeds is chance."""
+`python -m benchmarks.returns again` trained the presets once more, on the same seeds, all on one machine and with the code of
+2026-11-27 (rows in `benchmarks/results/returns_again.jsonl`). Most of the first runs were made on another processor, whose
+arithmetic gives other policies, so that this shows how much of a mean of ten seeds is chance."""
 
 Compared = list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]]
 """The task, what is changed of its preset, the preset's rows and those of the change."""

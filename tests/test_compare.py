@@ -163,6 +163,12 @@ def test_several_runs_of_both_are_compared_by_welchs_t_and_have_a_share():
     # Both standard deviations are 1, of three runs each: sqrt(2/3), times t(0.975, 4) = 2.776445.
     assert pair["high"] - pair["value"] == pytest.approx(2.776445 * (2 / 3) ** 0.5, rel=1e-3)
     assert share["low"] < 5 / 9 < share["high"]
+    # The random policy's share is what differs between start states: its own chance, by 4/9 over the advantage of 9.
+    random = np.array(of(numbers, "random")["returns"][0]) - np.mean(of(numbers, "expert")["returns"], axis=0)
+    luck = 2.022691 * random.std(ddof=1) / 40**0.5 * (1 - share["value"]) / abs(random.mean())
+    # Of the runs: standard errors of 1 and 5/9 of 1, of three each, and t(0.975, 2) = 4.302653.
+    of_runs = 4.302653 * math.hypot(1, share["value"]) / 3**0.5 / abs(random.mean())
+    assert share["high"] - share["value"] == pytest.approx(math.hypot(luck, of_runs), rel=1e-3)
 
 
 def test_runs_that_are_alike_are_no_surer_than_one_of_them():
@@ -173,7 +179,7 @@ def test_runs_that_are_alike_are_no_surer_than_one_of_them():
         together = of(numbers, name)
         for kind in ("mean", "success_rate"):
             widths = [each[kind]["high"] - each[kind]["low"] for each in (together, alone)]
-            assert widths[0] == pytest.approx(widths[1], rel=0.05)
+            assert widths[0] == pytest.approx(widths[1], rel=0.1)
     against_random = next(pair for pair in numbers["pairs"] if (pair["policy"], pair["against"]) == ("random", "a"))
     single = compare_policies({"a": always(5.0)}, "goals/Goals-v0", 60).numbers["pairs"][0]["difference"]
     widths = [each["high"] - each["low"] for each in (against_random["difference"], single)]

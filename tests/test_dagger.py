@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import toy_envs  # noqa: F401 - registers the environments
 from il_based_rl.__main__ import main
 from il_based_rl.agent import BCAgent
 from il_based_rl.algorithms import aggregation
+from il_based_rl.algorithms import dagger as dagger_module
 from il_based_rl.algorithms.aggregation import Aggregation
 from il_based_rl.algorithms.dagger import dagger
 from il_based_rl.checkpoint import load_agent
@@ -174,6 +176,18 @@ def test_an_expert_that_is_not_above_a_random_policy_is_named(capsys):
     learner.close()
     assert "share_of_expert" not in progress.metrics
     assert "the expert returns -200.00 here, a random policy -200.00: which share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("above", "says"), [(1.0, "returns 9.50, the expert 10.00, a random policy 9.00"), (100.0, "keeps")])
+def test_a_share_is_told_only_where_the_expert_is_clearly_above_a_random_policy(above, says):
+    noise = np.random.default_rng(0).normal(0.0, 30.0, (3, 50))
+    noise += 9.0 - noise.mean(axis=1, keepdims=True)
+    student = BCAgent.for_dataset(collect_demos(ENV, lazy, 1, seed=0, quiet=True), hidden_dims=(8,), seed=0)
+    returns = {type(None): noise[0], BCAgent: noise[1] + above / 2, PPOAgent: noise[2] + above}
+    expert = PPOAgent.for_spaces(student.policy.observation_space, student.policy.action_space, hidden_dims=(8,), seed=0)
+    learner = SimpleNamespace(best=student.payload(), expert=expert, seed=0)
+    learner.evaluated = lambda agent, final: SimpleNamespace(returns=returns[type(agent)])
+    assert says in dagger_module._told_in_the_end(learner)
 
 
 def test_one_long_episode_is_cloned_whole_although_patience_holds_episodes_out():

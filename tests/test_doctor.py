@@ -76,11 +76,14 @@ class FarAway(Walk):
 
     def reset(self, **told):
         obs, info = super().reset(**told)
-        return obs + np.array([5e6, 0.0]), info
+        return self._told(obs), info
 
     def step(self, action):
         obs, *rest = super().step(action)
-        return obs + np.array([5e6, 0.0]), *rest
+        return self._told(obs), *rest
+
+    def _told(self, obs):
+        return np.array([5e6 + float(obs[0]), np.nextafter(8.9, 9.0) if self._step % 2 else 8.9])  # of which one is constant
 
 
 gym.register("doctor/FarAway-v0", FarAway, max_episode_steps=100)

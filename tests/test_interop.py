@@ -119,7 +119,24 @@ def test_a_wrapper_that_passes_all_keywords_on_gets_them(deterministic):
         return np.zeros(2)
 
     answer(predict, deterministic=deterministic)
-    assert told == {"deterministic": deterministic, "state": None, "episode_start": np.array([True])}
+    assert told == {"deterministic": deterministic}
+
+
+def test_a_wrapper_of_what_knows_no_keywords_is_asked_without():
+    module = torch.nn.Module()
+    module.forward = lambda obs: np.array([0.25, -0.5])
+    assert answer(module).tolist() == [0.25, -0.5]
+    with pytest.raises(EnvironmentFaultError, match="no such joint"):
+        answer(lambda obs, **keywords: raises(TypeError("no such joint")))
+
+
+def raises(error):
+    raise error
+
+
+@pytest.mark.parametrize("state", [5, np.int64(5), None])
+def test_a_number_may_be_a_state_where_an_action_is_one_number(state):
+    assert answer(Steady((7, state)), "toy/Gears-v0") == 7
 
 
 class Remembering:
@@ -154,8 +171,16 @@ class NeedsSeed(Remembering):
         raise AssertionError("it asks for what nobody knows")
 
 
-def test_a_reset_that_needs_arguments_is_left_alone():
-    assert answer(NeedsSeed())[0] == pytest.approx(0.001)
+class TakesAnything(Remembering):
+    def reset(self, **options):
+        raise AssertionError(f"it asks for {options['seed']}")
+
+
+@pytest.mark.parametrize("agent", [NeedsSeed(), TakesAnything(), Resetting().predict])
+def test_a_reset_that_may_need_arguments_or_is_not_handed_over_is_left_alone(agent):
+    players = players_of("toy/Counter-v0")
+    actor = actor_of(agent, players)
+    assert [actor(players)[0][0] for _ in range(2)] == [pytest.approx(0.001), pytest.approx(0.002)]
 
 
 class Recurrent:

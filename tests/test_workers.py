@@ -393,6 +393,14 @@ def test_environments_that_cannot_be_made_in_a_worker_leave_no_process(env_id, m
     assert caught.value.exit_code == 2  # as nothing has begun
 
 
+def test_a_script_without_a_guard_is_told_of_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from il_based_rl.envs import make_envs\nmake_envs('Pendulum-v1', 2, vectorization='async')\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "died with exit code 1; a script begins workers under `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
+
+
 def test_an_unknown_id_is_refused_before_a_process_is_started():
     with pytest.raises(UnknownEnvironmentError, match="Pendulum-v1"):
         WorkerEnvs("Pendulm-v1", 2)

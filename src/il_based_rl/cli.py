@@ -91,6 +91,8 @@ def run(command: Callable[[], object]) -> None:
     Raises:
         SystemExit: With the error's exit code; 130 after an interrupt from the keyboard, 143 after SIGTERM.
     """
+    global _unwritten
+    _unwritten = None
     _open_streams()
     atexit.register(gc.freeze)  # else the interpreter's end looks through all that torch ever made, for most of a second
     try:

@@ -52,8 +52,8 @@ def collect_demos(
     Args:
         env_id: Gymnasium environment ID.
         agent: An agent of this package, anything with `predict(obs) -> action`, or a plain callable. One that is not of this
-            package is given one observation at a time, `deterministic` if its signature has it, and may return
-            `(action, state)`; an action of it outside finite bounds is moved to them.
+            package is asked as `interop.actor_from` says, in one episode after the other; an action of it outside finite bounds
+            is moved to them.
         num_episodes: Episodes to keep, at least 1.
         seed: Picks the start states, each used once and none used by training or evaluation.
         deterministic: Whether to take the most likely action.
@@ -84,7 +84,8 @@ def collect_demos(
     attempts, kept, best = 0, list[Episode](), float("-inf")
     seeds = start_seeds(seed, "collection")
     progress = cli.Progress("collecting", num_episodes, "episode", quiet=quiet)
-    with EpisodePlayers(env_id, num_episodes, bounds=bounds) as players, progress:
+    one_by_one = own_agent(agent) is None
+    with EpisodePlayers(env_id, 1 if one_by_one else num_episodes, bounds=bounds) as players, progress:
         actor = actor_from(
             agent,
             players.observation_space,
@@ -99,7 +100,7 @@ def collect_demos(
             wave = min(num_episodes - len(kept), attempts_left)
             played: list[Episode] = []
             begun = [next(seeds) for _ in range(wave)]
-            for episode in players.play(playing, begun, one_by_one=own_agent(agent) is None):
+            for episode in players.play(playing, begun, one_by_one=one_by_one):
                 played.append(episode)
                 best = max(best, episode.total_reward)
                 wanted = min_return is None or episode.total_reward >= min_return

@@ -148,11 +148,14 @@ def _success_rate(contender: Contender, threshold: float | None, random: np.rand
     else:
         return None
     rates = succeeded.astype(float)
-    of_starts = proportion(rates.mean(axis=0))
     if len(rates) == 1:
-        return asdict(of_starts)
-    runs = estimate("mean", rates.mean(axis=1), random)
-    found = widened(runs, of_starts.value - of_starts.low, of_starts.high - of_starts.value)
+        return asdict(proportion(rates[0]))
+    found = estimate("mean", rates.mean(axis=1), random)
+    if 0.0 < found.value < 1.0:
+        found = widened(found, luck_of_starts((1.0, rates)))
+    else:  # all episodes agree, which says nothing of their spread
+        start_states = proportion(rates[0])
+        found = widened(found, found.value - start_states.low, start_states.high - found.value)
     return asdict(Estimate(found.value, max(0.0, found.low), min(1.0, found.high)))
 
 

@@ -255,7 +255,8 @@ def _values(env_id: str) -> Iterator[Finding]:
         yield PASS, "observations are in their space"
     values = np.array(rows)
     deviations, steps = values.std(axis=0), np.spacing(np.abs(values).max(axis=0).astype(np.float32))
-    if (coarse := np.flatnonzero((deviations > 0.0) & (steps > deviations / 100))).size:
+    varies = deviations > 1e-9 * np.abs(values).max(axis=0)  # by more than float64 rounds
+    if (coarse := np.flatnonzero(varies & (steps > deviations / 100))).size:
         k = int(coarse[0])
         yield (
             WARN,

@@ -62,9 +62,9 @@ def evaluate_policy(
 ) -> EvaluationResult:
     """Play whole episodes with a policy.
 
-    The same `seed` gives every policy the same start states, and none that training or collection starts from. Episodes are
-    played up to sixteen at a time, and a product of matrices may round its rows otherwise with another number of them: where an
-    environment is chaotic, an episode's return may change with `num_episodes`.
+    The same `seed` gives every policy the same start states, and none that training or collection starts from. An agent of
+    this package plays up to sixteen episodes at a time, and a product of matrices may round its rows otherwise with another
+    number of them: where an environment is chaotic, an episode's return may change with `num_episodes`.
 
     Args:
         agent: An agent of this package, or anything with `predict(obs) -> action`; see `interop.actor_from`.
@@ -85,6 +85,7 @@ def evaluate_policy(
         result = evaluate_policy(PPOAgent.load("checkpoints/ppo_agent.pt"), "Pendulum-v1", num_episodes=100)
         print(result.mean, result.interval)
     """
+    from il_based_rl.interop import own_agent
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.seeding import start_seeds as seeds_for
 
@@ -93,7 +94,7 @@ def evaluate_policy(
     start_seeds = list(map(operator.index, start_seeds))
     if not start_seeds:
         raise ConfigError(f"evaluation needs at least one episode, got num_episodes {num_episodes}")
-    with EpisodePlayers(env_id, len(start_seeds)) as players:
+    with EpisodePlayers(env_id, 1 if own_agent(agent) is None else len(start_seeds)) as players:
         return play_evaluation(agent, players, start_seeds, seed=seed, deterministic=deterministic, quiet=quiet)
 
 

@@ -35,9 +35,9 @@ def actor_from(
     Args:
         agent: An agent of this package, anything with `predict(obs) -> action`, or a plain callable of that kind. A foreign one
             is given one observation at a time, `deterministic` if its signature takes it, and `state` and `episode_start` if it
-            takes those (recurrent policies); it may return `(action, state)`. Before each episode its `reset()` is called, if
+            names those (recurrent policies); it may return `(action, state)`. Before each episode its `reset()` is called, if
             it has one that needs no arguments: it may remember what it saw, so that whoever plays with it lets one episode
-            follow the other.
+            follow the other. Where its `reset` means something else, hand over its bound `predict` alone.
         observation_space: The environment's.
         action_space: The environment's.
         deterministic: Whether to take the most likely action.
@@ -168,9 +168,12 @@ class _ForeignActor:
 
     def __init__(self, predict: Callable[..., Any], reset: Any, action_space: gym.Space[Any], deterministic: bool) -> None:
         self._predict, self._space = predict, action_space
-        self._reset = reset if _takes(reset) else None
-        self._fixed = {"deterministic": deterministic} if _takes(predict, "deterministic") else {}
-        self._recurrent = _takes(predict, "state", "episode_start")
+        needed, named = _parameters(reset), _parameters(predict)
+        self._reset = reset if needed is not None and all(each.default is not each.empty for each in needed) else None
+        names = {each.name for each in named or ()}
+        self._passes_on = "deterministic" not in names and any(each.kind is each.VAR_KEYWORD for each in named or ())
+        self._fixed = {"deterministic": deterministic} if "deterministic" in names or self._passes_on else {}
+        self._recurrent = {"state", "episode_start"} <= names
         self._states: dict[int, Any] = {}
 
     def __call__(self, players: Sequence[Situation]) -> np.ndarray:
@@ -185,15 +188,29 @@ class _ForeignActor:
         try:
             if first and self._reset is not None:
                 self._reset()
-            answer = self._predict(copy.deepcopy(player.obs), **known)  # one may write into what it is given
-            if isinstance(answer, tuple) and len(answer) == 2 and not all(isinstance(x, numbers.Number) for x in answer):
-                answer, self._states[player.index] = answer  # and not an action of two numbers
+            answer = self._asked(player, known)
+            if isinstance(answer, tuple) and len(answer) == 2 and not self._is_action(answer):
+                answer, self._states[player.index] = answer
         except Exception as error:  # another author's agent may fail in any way
             raise EnvironmentFaultError(
                 f"the agent failed in environment {player.index}, step {player.steps} of its episode: "
                 f"{type(error).__name__}: {error}"
             ) from error
         return self._inside(answer, player)
+
+    def _asked(self, player: Situation, known: dict[str, Any]) -> Any:
+        try:
+            return self._predict(copy.deepcopy(player.obs), **known)  # one may write into what it is given
+        except TypeError as error:
+            if not (self._passes_on and "deterministic" in str(error)):
+                raise
+        self._passes_on, self._fixed = False, {}  # whom it passes its keywords on to knows no such thing
+        return self._predict(copy.deepcopy(player.obs))
+
+    def _is_action(self, answer: tuple[Any, Any]) -> bool:
+        """Whether a pair is an action of two numbers, and no action with a state."""
+        wanted = np.prod(self._space.shape or (1,), dtype=int)
+        return wanted == 2 and not self._recurrent and all(isinstance(each, numbers.Number) for each in answer)
 
     def _inside(self, answer: Any, player: Situation) -> np.ndarray:
         """Give an action its space's shape and number type; one outside finite bounds is moved to them."""
@@ -218,15 +235,8 @@ class _ForeignActor:
         return typed
 
 
-def _takes(function: Any, *names: str) -> bool:
-    """Whether a function can be called by its observation and these keywords, or without any arguments for no names."""
+def _parameters(function: Any) -> list[inspect.Parameter] | None:
     try:
-        parameters = inspect.signature(function).parameters.values()
+        return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # no function, or one written in C that has no signature
-        return False
-    if not names:
-        return all(
-            each.default is not each.empty or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters
-        )
-    any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    return any_keyword or set(names) <= {each.name for each in parameters}
+        return None

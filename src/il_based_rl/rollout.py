@@ -73,7 +73,7 @@ Teacher = Callable[[Sequence[Situation]], Choice]
 MAX_PLAYERS = 16
 """Episodes played side by side: enough to share the policy's cost, few enough to make and to hold."""
 MAX_EPISODE_STEPS = 50_000
-"""An episode that has not ended by then is taken for endless, and cut; no common environment's time limit is longer."""
+"""An episode that has not ended by then is taken for endless, and cut, unless its environment has a time limit."""
 
 
 @dataclass(frozen=True)

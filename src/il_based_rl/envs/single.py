@@ -130,7 +130,7 @@ class Player:
         self.episode, self.steps, self._action, self._actions = self.episode + 1, 0, None, []
         try:
             answer = self.env.reset(seed=seed)
-            if not isinstance(answer, tuple) or len(answer) != 2:
+            if not isinstance(answer, tuple | list) or len(answer) != 2:
                 raise ValueError("reset returned no pair; expected (observation, info), as in Gymnasium")
             self.obs = answer[0]
             self.row = self.codec.row(self.obs)
