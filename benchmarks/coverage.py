@@ -23,6 +23,7 @@ from il_based_rl.statistics import (
     luck_of_starts,
     proportion,
     share_of_advantage,
+    success_rate,
     widened,
 )
 
@@ -111,6 +112,23 @@ def coverage_of_runs(between: float, size: int, draws: int = DRAWS) -> float:
     return held / draws
 
 
+def coverage_of_success_of_runs(hardness: float, size: int, draws: int = DRAWS) -> float:
+    """Return the share of samples of runs whose interval holds the true rate of success, 0.9, from 100 shared start states.
+
+    Args:
+        hardness: How much of success the start state decides: all of it for 1, nothing for 0.
+        size: How many runs.
+        draws: How many samples.
+    """
+    random, held = np.random.default_rng([size, int(100 * hardness)]), 0
+    for _ in range(draws):
+        shared, own = random.random((1, 100)), random.random((size, 100))
+        succeeded = (np.where(random.random((size, 100)) < hardness, shared, own) < 0.9).astype(float)
+        found = success_rate(succeeded, random)
+        held += found.low <= 0.9 <= found.high
+    return held / draws
+
+
 def page(rows: list[tuple[str, str, list[float]]]) -> str:
     """Write the document."""
     error = 100 * stats.binom(DRAWS, 0.95).std() / DRAWS
@@ -126,7 +144,7 @@ def page(rows: list[tuple[str, str, list[float]]]) -> str:
         f"`python -m benchmarks.coverage`, {time.strftime('%Y-%m-%d')}: of {DRAWS:,} samples each, the share (in %) whose",
         f"interval held the true value; chance alone moves it by {error:.1f} (one standard deviation). Values: normal; skewed,",
         "minus a gamma of shape 2; sometimes failing, 80 % around 480 and 20 % anywhere from 0 to 450. Mean of runs: of n runs",
-        "from 100 start states, which differ by 80 (one standard deviation), and runs by 0 or 30.",
+        "from 100 start states, which differ by 80 (one standard deviation), and runs by 0 or 30; success, likewise, of 90 %.",
         "",
         f"| statistic | values are | {' | '.join(f'n = {size}' for size in SIZES)} |",
         f"|---|---|{'---|' * len(SIZES)}",
@@ -152,6 +170,9 @@ def main() -> None:
         rows.append(("share of advantage", kind, [coverage_of_shares(paired, size) for size in SIZES]))
     for between in (0.0, 30.0):
         rows.append(("mean of runs", f"{between:.0f} apart", [coverage_of_runs(between, size) for size in SIZES]))
+    for hardness in (0.0, 0.8):
+        kind = f"{hardness:.0%} by the start state"
+        rows.append(("success of runs", kind, [coverage_of_success_of_runs(hardness, size) for size in SIZES]))
     PAGE.write_text(page(rows), encoding="utf-8")
 
 

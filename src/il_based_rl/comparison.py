@@ -24,8 +24,8 @@ from il_based_rl.statistics import (
     estimate,
     luck_of_starts,
     probability_of_improvement,
-    proportion,
     share_of_advantage,
+    success_rate,
     widened,
 )
 
@@ -147,16 +147,7 @@ def _success_rate(contender: Contender, threshold: float | None, random: np.rand
         succeeded = np.stack([result.successes for result in contender.results if result.successes is not None])
     else:
         return None
-    rates = succeeded.astype(float)
-    if len(rates) == 1:
-        return asdict(proportion(rates[0]))
-    found = estimate("mean", rates.mean(axis=1), random)
-    if 0.0 < found.value < 1.0:
-        found = widened(found, luck_of_starts((1.0, rates)))
-    else:  # all episodes agree, which says nothing of their spread
-        start_states = proportion(rates[0])
-        found = widened(found, found.value - start_states.low, start_states.high - found.value)
-    return asdict(Estimate(found.value, max(0.0, found.low), min(1.0, found.high)))
+    return asdict(success_rate(succeeded.astype(float), random))
 
 
 def _pair(one: Contender, other: Contender, random: np.random.Generator) -> dict[str, Any]:

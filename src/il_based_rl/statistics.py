@@ -189,6 +189,19 @@ def widened(found: Estimate, low: float, high: float | None = None) -> Estimate:
     )
 
 
+def success_rate(succeeded: np.ndarray, random: np.random.Generator) -> Estimate:
+    """Estimate how often a method succeeds; outcomes, 1 or 0, are of its runs from the same start states. Shape (runs, E)."""
+    if len(succeeded) == 1:
+        return proportion(succeeded[0])
+    found = estimate("mean", succeeded.mean(axis=1), random)
+    if 0.0 < found.value < 1.0:
+        found = widened(found, luck_of_starts((1.0, succeeded)))
+    else:  # all episodes agree, which says nothing of their spread
+        start_states = proportion(succeeded[0])
+        found = widened(found, found.value - start_states.low, start_states.high - found.value)
+    return Estimate(found.value, max(0.0, found.low), min(1.0, found.high))
+
+
 def difference(one: np.ndarray, other: np.ndarray, random: np.random.Generator, *, paired: bool) -> Estimate:
     """Estimate by how much the mean of one is above that of the other; if not paired and few, by Welch's t."""
     if paired:
