@@ -163,12 +163,12 @@ def environment_step(patch, strike):
 def evaluation(patch, strike):
     real = EpisodePlayers.play
 
-    def play(self, actor, seeds):
+    def play(self, actor, seeds, **how):
         def acting(players):
             strike()
             return actor(players)
 
-        return real(self, acting, seeds)
+        return real(self, acting, seeds, **how)
 
     patch.setattr(EpisodePlayers, "play", play)
 
