@@ -84,6 +84,7 @@ CHANGES = [
     Task("Ant-v5", seeds=range(5), changed={"obs_clip": 10.0}),
     Task("HalfCheetah-v5", seeds=range(5), changed={"lr_schedule": "constant"}),
     Task("HalfCheetah-v5", seeds=range(5), changed={"initial_log_std": 0.0}),
+    Task("Hopper-v5", changed={"gamma": 0.99, "gae_lambda": 0.95}),
     *(Task(env_id, changed={"orthogonal_init": False}) for env_id in ("LunarLander-v3", "Reacher-v5")),
     *(Task(env_id, changed=each) for env_id in _SMALL_TASKS for each in _ANY),
 ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.returns import Task, command_of, read_rows
+from benchmarks.returns import AGAIN, Task, command_of, read_rows
 from il_based_rl import pipeline, train_ppo
 from il_based_rl.__main__ import main
 from il_based_rl.config import PipelineConfig, PPOConfig, TrainPPOConfig
@@ -91,7 +91,8 @@ def test_they_are_listed_with_reasons_and_what_to_expect(capsys):
 @pytest.mark.parametrize("env_id", PRESETS)
 def test_the_return_to_expect_is_what_was_measured(env_id):
     command = command_of(Task(env_id))
-    finals = [row["final"] for row in read_rows() if row["side"] == "ours" and row["settings"] == command]
+    rows = [*read_rows(), *read_rows(AGAIN)]
+    finals = [row["final"] for row in rows if row["side"] == "ours" and row["settings"] == command]
     number, _, reservation = PRESETS[env_id].expected.partition(" ")
     digits = len(number.partition(".")[2])
     assert float(number.replace(",", "")) == pytest.approx(np.mean(finals), abs=0.51 * 10**-digits)
