@@ -128,7 +128,7 @@ PRESETS = {
             "lr": (5e-4, "in fewer steps"),
             **_ANNEALED,
         },
-        "-147",
+        "-146",
     ),
     "Reacher-v5": Preset(
         {
