@@ -84,8 +84,8 @@ def collect_demos(
     attempts, kept, best = 0, list[Episode](), float("-inf")
     seeds = start_seeds(seed, "collection")
     progress = cli.Progress("collecting", num_episodes, "episode", quiet=quiet)
-    one_by_one = own_agent(agent) is None
-    with EpisodePlayers(env_id, 1 if one_by_one else num_episodes, bounds=bounds) as players, progress:
+    side_by_side = 1 if own_agent(agent) is None else num_episodes  # another's agent may remember
+    with EpisodePlayers(env_id, side_by_side, bounds=bounds) as players, progress:
         actor = actor_from(
             agent,
             players.observation_space,
@@ -99,8 +99,7 @@ def collect_demos(
         while len(kept) < num_episodes and attempts_left > 0:
             wave = min(num_episodes - len(kept), attempts_left)
             played: list[Episode] = []
-            begun = [next(seeds) for _ in range(wave)]
-            for episode in players.play(playing, begun, one_by_one=one_by_one):
+            for episode in players.play(playing, [next(seeds) for _ in range(wave)]):
                 played.append(episode)
                 best = max(best, episode.total_reward)
                 wanted = min_return is None or episode.total_reward >= min_return

@@ -67,11 +67,11 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
     work = cli.Progress("cloning", len(counts) * config.num_seeds, "student", quiet=config.quiet)
     with fitting_threads(config.hidden_dims), EpisodePlayers(_env_id(config, dataset), config.eval_episodes) as players, work:
         dataset.require_env(players.env_id, players.observation_space, players.action_space)
+        for path in (save_path, save_path.with_suffix(".svg")):
+            if (backup := move_aside(path, leave_copy=True)) is not None:
+                cli.notice(f"{path} is replaced; the old file is kept as {backup}")
         for count in counts:
             points.append(_point(config, dataset, count, players, work))
-            for path in () if len(points) > 1 else (save_path, save_path.with_suffix(".svg")):
-                if (backup := move_aside(path, leave_copy=True)) is not None:
-                    cli.notice(f"{path} is replaced; the old file is kept as {backup}")
             cli.say(f"{count:>6} demonstration{'s' * (count > 1)}: mean return {_shown(points[-1])}")
             _write(config, points, demonstrated)
     cli.say(_conclusion(points, demonstrated))
