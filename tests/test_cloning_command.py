@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from il_based_rl.__main__ import main
 from il_based_rl.agent import BCAgent
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, DemosNeededConfig, PipelineConfig
+from il_based_rl.dataset import DemoDataset
 from il_based_rl.evaluate import evaluate_policy
 from il_based_rl.experiment.run import TIME_FIELDS
 from il_based_rl.files import read_checkpoint, read_rows
@@ -186,6 +188,21 @@ def test_students_are_cloned_from_ever_more_demonstrations(capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("Demonstrated: mean return -")
     assert "     4 demonstrations: mean return" in printed
+
+
+def test_what_sets_the_demonstrated_return_apart_is_said(capsys):
+    def told(dataset):
+        dataset.save("other.npz")
+        main(f"{NEEDED} --counts 1 --num-seeds 1 --demo-path other.npz".split())
+        return capsys.readouterr().out.splitlines()[0]
+
+    demos = DemoDataset.load("d.npz")
+    assert ", of " not in told(demos)
+    chosen = replace(demos, metadata={**demos.metadata, "min_return": -900.0})
+    assert ", of episodes that were kept as they return -900 or more" in told(chosen)
+    who = {**demos.metadata, "policies": ["expert", "student of round 1"]}
+    asked = replace(demos, acted_by=np.repeat([0, 0, 0, 0, 1, 1], 200), executed_actions=demos.actions, metadata=who)
+    assert ", of students that acted beside the expert" in told(asked)
 
 
 def test_what_one_number_gives_does_not_depend_on_the_others():

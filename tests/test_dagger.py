@@ -581,6 +581,8 @@ def test_a_full_disk_is_borne_for_two_rounds(failures, code, rounds, monkeypatch
         ("dagger --expert expert.pt --env-id CartPole-v1", "do not fit"),
         ("dagger --expert expert.pt --env-id Pendulm-v1", "Pendulum-v1"),
         ("dagger --expert expert.pt --save-path expert.pt", "is a file that is read"),
+        ("dagger --expert expert/best.pt --save-path expert.pt", "--expert expert/best.pt would be replaced by the run's own"),
+        ("dagger --expert expert.pt --demo-path s/demos.npz --save-path s.pt", "would be replaced by the run's own demos.npz"),
         ("dagger --expert expert.pt --expert-share 1.5", "--expert-share must be between 0 and 1"),
         ("dagger --expert expert.pt --loss cross-entropy", "does not fit continuous actions"),
         ("dagger --expert expert.pt --demo-path nowhere.npz", "nowhere.npz"),

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from il_based_rl.agent import BCAgent
 from il_based_rl.collect import collect_demos
 from il_based_rl.compare import compare_policies
 from il_based_rl.comparison import difference_is_clear
 from il_based_rl.config import BCConfig
-from il_based_rl.failure_analysis import analyse, reasons
+from il_based_rl.failure_analysis import _Unit, analyse, reasons
 
 ENV = "Pendulum-v1"
 
@@ -26,6 +27,11 @@ def swing_up(obs):
         lacking = 0.0 - (speed**2 / 6 + 5 * (cos - 1))
         torque = 2.0 * np.sign(speed if abs(speed) > 1e-3 else 1.0) * np.clip(lacking, -1, 1)
     return np.array([np.clip(torque, -2.0, 2.0)], np.float32)
+
+
+def test_a_component_that_cannot_be_chosen_has_no_error():
+    unit = _Unit(spaces.Box(np.float32([5.0, -1.0]), np.float32([5.0, 1.0])), np.float32([[5.0, -1.0], [5.0, 1.0]]))
+    assert unit.total(unit.errors(np.float32([[5.0, 1.0]]), np.float32([[5.0, 0.0]]))) == pytest.approx(0.5**0.5)
 
 
 def clone(demos, epochs=40):

@@ -484,6 +484,8 @@ def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(nth, mo
         ("finetune --checkpoint nowhere.pt", "nowhere.pt"),
         ("finetune --checkpoint student.pt --env-id CartPole-v1", "do not fit"),
         ("finetune --checkpoint student.pt --save-path student.pt", "is a file that is read"),
+        ("finetune --checkpoint student/best.pt --save-path student.pt", "would be replaced by the run's own best.pt"),
+        ("finetune --checkpoint student.pt --demo-path f/demos.npz --save-path f.pt", "replaced by the run's own demos.npz"),
         ("finetune --checkpoint student.pt --action-std 1.9", "--action-std"),
         ("finetune --checkpoint student.pt --demo-path nowhere.npz", "nowhere.npz"),
         ("finetune --resume student.pt", "no checkpoint of finetune"),

@@ -43,6 +43,12 @@ def test_one_open_side_leaves_the_action_unscaled_around_one_inside_the_other():
     assert head.to_env(np.array([[-5.0, -5.0], [7.0, 7.0]], np.float32)).tolist() == [[0.0, -5.0], [8.0, 1.0]]
 
 
+def test_a_component_that_cannot_be_chosen_is_always_the_same_and_nothing_to_learn():
+    head = action_head(spaces.Box(np.float32([1000.0, -1.0]), np.float32([1000.0, 1.0])))
+    assert head.to_env(np.array([[0.3, 0.5], [-9.0, -9.0]], np.float32)).tolist() == [[1000.0, 0.5], [1000.0, -1.0]]
+    assert head.from_env(np.float32([[1000.0, 0.5]])).tolist() == [[0.0, 0.5]]
+
+
 def test_bounds_that_only_mean_anything_give_no_scale():
     largest = np.finfo(np.float32).max
     head = action_head(spaces.Box(-largest, largest, (1,)))

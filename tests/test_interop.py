@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from toy_envs import Steady
 
 from il_based_rl.agent import BCAgent
@@ -231,6 +232,17 @@ def test_a_continuous_action_is_moved_to_finite_bounds(env_id, given, executed):
     action = answer(Steady(given), env_id)
     assert action.tolist() == executed
     assert action.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "executed"),
+    [(np.int64, [3.7, 0.9], [4, 1]), (np.uint8, [-2.0, 9.0], [0, 4]), (bool, [0.1, 0.9], [False, True])],
+)
+def test_an_action_of_a_whole_number_box_is_rounded_as_our_own_are(dtype, given, executed):
+    players, space = players_of("toy/Counter-v0", 1), spaces.Box(0, 1 if dtype is bool else 4, (2,), dtype)
+    random = np.random.default_rng(0)
+    actor = actor_from(Steady(given), players[0].env.observation_space, space, deterministic=True, random=random)
+    assert actor(players).tolist() == [executed]
 
 
 @pytest.mark.parametrize(

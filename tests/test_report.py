@@ -12,12 +12,15 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from il_based_rl import pipeline
 from il_based_rl.__main__ import main
@@ -28,9 +31,10 @@ from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import MissingExtraError, RenderError
 from il_based_rl.failure_analysis import analyse
 from il_based_rl.files import read_checkpoint, read_rows, write_checkpoint
+from il_based_rl.ppo_agent import PPOAgent
 from il_based_rl.report import video as video_module
 from il_based_rl.report.found import find_runs
-from il_based_rl.report.gather import Findings
+from il_based_rl.report.gather import Findings, _distance, _named
 from il_based_rl.report.page import page
 from il_based_rl.report.plots import learning_curves, svg
 from il_based_rl.report.video import film, frames_per_second, write_video
@@ -254,6 +258,33 @@ def test_the_expert_is_the_one_that_the_demonstrations_show(finished, capsys):
     assert "no expert nowhere.pt under out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+def test_an_expert_is_known_by_actions_that_a_subtraction_would_wrap(dtype):
+    space = spaces.Box(0, 1 if dtype is bool else 200, (2,), dtype)
+    demonstrator, other = (
+        PPOAgent.for_spaces(spaces.Box(-1.0, 1.0, (2,)), space, hidden_dims=(8,), initial_log_std=-3.0, seed=seed)
+        for seed in (0, 1)
+    )
+    demonstrator.policy.actor.network.layers[-1].bias.data.fill_(0.5)
+    other.policy.actor.network.layers[-1].bias.data.fill_(-0.9)
+    states = np.random.default_rng(0).uniform(-1.0, 1.0, (50, 2)).astype(np.float32)
+    actions = demonstrator.predict(states)
+    shown = SimpleNamespace(observations=states, actions=actions if dtype is bool else actions + np.uint8(1))
+    near, far = (
+        _distance(SimpleNamespace(payload=agent.payload(), save_path=Path("a.pt")), [shown]) for agent in (demonstrator, other)
+    )
+    assert near == (0.0 if dtype is bool else 1.0)
+    assert near < far
+
+
+def test_a_run_called_random_is_named_by_its_file():
+    runs = [
+        SimpleNamespace(kind=kind, save_path=Path(name))
+        for kind, name in (("ppo", "e.pt"), ("bc", "random.pt"), ("bc", "b.pt"))
+    ]
+    assert list(_named(runs)) == ["expert", "random.pt", "b"]
+
+
 def test_each_student_is_judged_by_its_own_demonstrations(finished):
     other = collect_demos("still/Still-v0", lambda obs: np.float32([0.9 * obs[1]]), 5, seed=3)
     other.save(finished / "demos" / "other.npz")
@@ -420,6 +451,19 @@ def test_what_cannot_be_filmed_is_named_and_costs_a_report_the_film_alone(render
     text = (finished / "report.html").read_text()
     assert "no video" in text
     assert "How good they are" in text
+
+
+def test_a_film_that_fails_in_its_middle_leaves_nothing(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+
+    def frames():
+        yield from [np.zeros((64, 64, 3), np.uint8)] * 5
+        raise RenderError("it grew")
+
+    with pytest.raises(RenderError, match="it grew"):
+        write_video(tmp_path / "film.mp4", frames(), 10)
+    time.sleep(0.5)  # for an encoder that would go on alone
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_that_fails_is_named(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shlex
 import sqlite3
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -232,9 +233,27 @@ def test_processes_side_by_side_try_all_and_leave_none_behind(capsys):
     assert all(trial.state.name in ("COMPLETE", "PRUNED") for trial in kept().trials)
 
 
+def test_an_environment_that_was_registered_just_now_is_known_to_the_processes(monkeypatch, capsys):
+    monkeypatch.setitem(gym.registry, "tuning/Now-v0", replace(gym.spec("CartPole-v1"), id="tuning/Now-v0"))
+    tune(config(env_id="tuning/Now-v0", trials=2, workers=2))
+    assert len(kept().trials) == 2
+
+
+def test_an_environment_that_cannot_be_sent_is_searched_here(quick, monkeypatch, capsys):
+    monkeypatch.setitem(gym.registry, "tuning/Lambda-v0", gym.envs.registration.EnvSpec("tuning/Lambda-v0", lambda: Aim()))
+    tune(config(env_id="tuning/Lambda-v0", trials=2, workers=2))
+    assert len(kept().trials) == 2
+    assert "tuning/Lambda-v0 cannot be sent to other processes; trials run here" in capsys.readouterr().err
+
+
+def test_what_is_printed_trains_where_observations_leave_their_bounds(quick, capsys):
+    tune(config(trials=1, bounds="any"))
+    assert capsys.readouterr().out.splitlines()[-1].endswith("--total-timesteps 2048 --bounds any")
+
+
 def test_who_interrupts_does_not_wait_for_processes_that_are_busy():
     before = set(multiprocessing.active_children())
-    results = module._side_by_side(2, _slept, [("short", (0.0,)), ("long", (60.0,))])
+    results = module._side_by_side(2, gym.spec("CartPole-v1"), _slept, [("short", (0.0,)), ("long", (60.0,))])
     assert next(results) == ("short", 0.0)
     started = time.monotonic()
     results.close()
@@ -255,12 +274,12 @@ def test_a_search_lies_in_the_file_that_was_named(name, quick):
 
 
 def test_what_fails_in_a_process_of_the_search_arrives():
-    results = module._side_by_side(2, abs, [("one", (-1,)), ("two", (-2,))])
+    results = module._side_by_side(2, gym.spec("CartPole-v1"), abs, [("one", (-1,)), ("two", (-2,))])
     assert sorted(results) == [("one", 1), ("two", 2)]
     with pytest.raises(EnvironmentFaultError, match="it broke"):
-        list(module._side_by_side(2, _breaks, [("one", ())]))
+        list(module._side_by_side(2, gym.spec("CartPole-v1"), _breaks, [("one", ())]))
     with pytest.raises(EnvironmentFaultError, match="--workers 1"):
-        list(module._side_by_side(2, os._exit, [("one", (3,))]))
+        list(module._side_by_side(2, gym.spec("CartPole-v1"), os._exit, [("one", (3,))]))
 
 
 def _breaks():

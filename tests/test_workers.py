@@ -420,6 +420,30 @@ def test_a_registration_of_a_local_class_names_the_way_out(monkeypatch):
         WorkerEnvs("workers/Local-v0", 2)
 
 
+def test_what_cannot_be_sent_is_stepped_here_where_nothing_else_is_asked(monkeypatch):
+    monkeypatch.setattr(workers, "SHARING_SECONDS", -1.0)
+    monkeypatch.setattr(workers, "usable_cores", lambda: 2)
+    assert not workers.pays_to_share("workers/Lambda-v0", 2)
+    assert workers.pays_to_share("workers/Smooth-v0", 2)
+    with make_envs("workers/Lambda-v0", 2) as envs:
+        assert isinstance(envs, InProcessEnvs)
+
+
+def test_an_environment_of_a_notebook_is_not_sent():
+    script = """
+import sys
+import gymnasium as gym
+from gymnasium.envs.classic_control import PendulumEnv
+from il_based_rl.envs import can_be_sent
+class Mine(PendulumEnv):
+    pass
+gym.register("Mine-v0", entry_point=Mine)
+print(can_be_sent(gym.spec("Mine-v0")), can_be_sent(gym.spec("Pendulum-v1")), hasattr(sys.modules["__main__"], "__file__"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]
+
+
 @pytest.mark.parametrize(("fault", "message"), [("raises", "environment 2, seed"), ("killed", "its worker process died with")])
 def test_from_a_shell_a_fault_in_a_worker_is_one_line_and_exit_code_1(fault, message, tmp_path, monkeypatch):
     # The other workers have answered by then, which nobody reads any more; they must go quietly.

@@ -109,7 +109,7 @@ class _Unit:
             spread = flat.astype(np.float64).std(axis=0)
             low, high = (np.ravel(end).astype(np.float64) for end in (space.low, space.high))
             half_range = np.where(np.isfinite(low) & np.isfinite(high), 0.5 * (high - low), 1.0)
-            self._scale = np.maximum(spread, _LEAST_SPREAD * half_range)
+            self._scale = np.maximum(spread, _LEAST_SPREAD * np.where(high > low, half_range, 1.0))
         else:
             most = [np.unique(column, return_counts=True)[1].max() for column in flat.T]
             self._scale = np.array(max(1.0 - float(np.mean(most)) / len(flat), _LEAST_SPREAD))

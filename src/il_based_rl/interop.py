@@ -213,7 +213,7 @@ class _ForeignActor:
         return wanted == 2 and not self._recurrent and all(isinstance(each, numbers.Number) for each in answer)
 
     def _inside(self, answer: Any, player: Situation) -> np.ndarray:
-        """Give an action its space's shape and number type; one outside finite bounds is moved to them."""
+        """Give an action its space's shape and number type; in a Box it is rounded to those, and moved to finite bounds."""
         space = self._space
         try:
             action = np.asarray(answer.detach().cpu() if isinstance(answer, torch.Tensor) else answer)
@@ -224,6 +224,8 @@ class _ForeignActor:
             action = action.reshape(space.shape or ())
             if isinstance(space, spaces.Box):
                 action = np.clip(action, space.low, space.high)
+                if not np.issubdtype(np.dtype(space.dtype), np.floating):
+                    action = np.rint(action)
             typed = action.astype(space.dtype)
             if not isinstance(space, spaces.Box) and not ((typed == action).all() and space.contains(typed)):
                 raise ValueError("expected one of its actions")

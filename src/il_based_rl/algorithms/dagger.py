@@ -103,6 +103,8 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
     if config.resume is not None and checkpoint is None:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
+    if checkpoint is None:
+        files.require_not_read(expert=config.expert, demo_path=config.demo_path)
     config = _with_seed(config) if checkpoint is None else _going_on(config, checkpoint)
     with contextlib.ExitStack() as stack:
         stack.enter_context(fitting_threads(config.hidden_dims))

@@ -115,6 +115,8 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
     if config.resume is not None and checkpoint is None:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
+    if checkpoint is None:
+        files.require_not_read(checkpoint=config.checkpoint, demo_path=config.demo_path)
     with contextlib.ExitStack() as stack:
         envs, players = stack.enter_context(_world(config))
         demos = _demos(config, envs)

@@ -38,6 +38,7 @@ from il_based_rl.train_ppo import fresh_agent
 
 if TYPE_CHECKING:
     import optuna
+    from gymnasium.envs.registration import EnvSpec
 
 # What is heavy (torch, Gymnasium, Optuna) is imported inside the functions, so that --help need not wait for it.
 
@@ -88,13 +89,20 @@ def tune(config: TuneConfig) -> Settings:
         LockedError: Another process searches there.
         EnvironmentFaultError: An environment failed; the trials that ended before are kept.
     """
+    from il_based_rl.envs import Player, can_be_sent, make_env, usable_cores
     from il_based_rl.files import exclusive, require_writable
     from il_based_rl.heads import action_head
-    from il_based_rl.rollout import EpisodePlayers
 
     states, path = _optuna().trial.TrialState, Path(config.save_path)
-    with EpisodePlayers(config.env_id, 1) as players:  # what cannot be made is told before anything is written
-        unused = set() if action_head(players.action_space).continuous else {"initial_log_std"}
+    with contextlib.closing(Player(make_env(config.env_id))) as player:  # before anything is written, as it may not be there
+        unused = set() if action_head(player.env.action_space).continuous else {"initial_log_std"}
+        spec = player.env.spec
+    assert spec is not None  # as it was made by its ID
+    processes = config.workers or usable_cores()
+    if processes > 1 and not can_be_sent(spec):
+        cli.notice(f"{config.env_id} cannot be sent to other processes; trials run here, one after the other")
+        processes = 1
+    side_by_side = partial(_side_by_side, processes, spec)
     require_writable(path)
     with exclusive(path.with_name(f".{path.name}.lock"), place=path), _readable(path):
         _require_search(path)
@@ -107,7 +115,7 @@ def tune(config: TuneConfig) -> Settings:
         asked = (study.ask() for _ in range(config.trials - ended))  # each once a process is free for it
         drawn = ((trial, _drawn(trial, unused)) for trial in asked)
         jobs = ((each, (config, each[1], each[0].number, _bars(study))) for each in drawn)
-        for (trial, settings), (curve, whole) in _side_by_side(config.workers, _tried, jobs):
+        for (trial, settings), (curve, whole) in side_by_side(_tried, jobs):
             for steps, value in curve:
                 trial.report(value, steps)
             study.tell(trial, curve[-1][1] if whole else None, state=states.COMPLETE if whole else states.PRUNED)
@@ -117,13 +125,12 @@ def tune(config: TuneConfig) -> Settings:
         best = _best(study, config)
         cli.say(f"Best trial: number {study.best_trial.number}, mean return {study.best_value:.2f}")
         trainings = ((name, job) for name, job in _confirmations(config, best) if name not in study.user_attrs)
-        for name, value in _side_by_side(config.workers, _confirmed, trainings):
+        for name, value in side_by_side(_confirmed, trainings):
             study.set_user_attr(name, value)
         if config.confirm_seeds:
             cli.say(_verdict(study, config, best))
-        cli.say(
-            f"il-rl train-ppo --env-id {config.env_id} --total-timesteps {config.total_timesteps} {flags_of(best)}".rstrip()
-        )
+        flags = flags_of({"bounds": config.bounds, **best})
+        cli.say(f"il-rl train-ppo --env-id {config.env_id} --total-timesteps {config.total_timesteps} {flags}".rstrip())
     return best
 
 
@@ -327,22 +334,19 @@ def _optuna() -> Any:
 
 
 def _side_by_side(
-    workers: int | None, call: Callable[..., Result], jobs: Iterable[tuple[Name, tuple[Any, ...]]]
+    count: int, spec: EnvSpec, call: Callable[..., Result], jobs: Iterable[tuple[Name, tuple[Any, ...]]]
 ) -> Iterator[tuple[Name, Result]]:
-    """Run jobs in as many processes as there are cores, or `workers`; yield each one's name and result as it ends.
+    """Run jobs in so many processes, each of which knows the environment; yield each one's name and result as it ends.
 
     A job is taken when a process is free for it. However this ends, the processes end soon after.
     """
-    from il_based_rl.envs import usable_cores
-
-    count = workers or usable_cores()
     if count == 1:
         yield from ((name, call(*arguments)) for name, arguments in jobs)
         return
     context, waiting = multiprocessing.get_context("spawn"), iter(jobs)
     told, others = context.Event(), set(multiprocessing.active_children())
     running: dict[Future[Result], Name] = {}
-    with ProcessPoolExecutor(count, context, _begin_process, (told,)) as pool:
+    with ProcessPoolExecutor(count, context, _begin_process, (told, spec)) as pool:
         try:
             while True:
                 while len(running) < count and (job := next(waiting, None)) is not None:
@@ -352,7 +356,8 @@ def _side_by_side(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
-            raise EnvironmentFaultError(f"a process of the search has ended by itself ({error}); try --workers 1") from error
+            hint = "try --workers 1; a script begins a search under `if __name__ == '__main__':`"
+            raise EnvironmentFaultError(f"a process of the search has ended by itself ({error}); {hint}") from error
         except BaseException:  # an interruption does not wait for long, as for processes that are still importing
             told.set()
             until = time.monotonic() + _PATIENCE
@@ -368,9 +373,12 @@ _told: Any = None
 """In a process of the search: set once it is to end."""
 
 
-def _begin_process(told: Any) -> None:
+def _begin_process(told: Any, spec: EnvSpec) -> None:
+    import gymnasium as gym
+
     global _told
     _told = told
+    gym.registry.setdefault(spec.id, spec)  # which may be known to the one that searches alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that searches decides when to end
 
 

@@ -18,7 +18,7 @@ from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, LEVELS, E
 from il_based_rl.envs.single import REPLAYED_STEPS, Player, make_env, resume_level
 from il_based_rl.envs.vector_env import VectorEnvs
 from il_based_rl.envs.worker import usable_cores
-from il_based_rl.envs.workers import WorkerEnvs, pays_to_share
+from il_based_rl.envs.workers import WorkerEnvs, can_be_sent, pays_to_share
 from il_based_rl.errors import ConfigError
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "WorkerEnvs",
     "as_envs",
     "bounds_hold",
+    "can_be_sent",
     "make_env",
     "make_envs",
     "make_players",

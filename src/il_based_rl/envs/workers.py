@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import pickle
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +32,15 @@ _PROBE_STEPS = 32
 
 
 def pays_to_share(env_id: str, num_envs: int) -> bool:
-    """Whether environments take long enough to step, on this machine, to be stepped by worker processes."""
+    """Whether environments can be stepped by worker processes, and take long enough to step, on this machine, for that."""
     spared = num_envs - math.ceil(num_envs / usable_cores())  # steps one after the other
     if spared == 0 or multiprocessing.current_process().daemon:  # a daemon, such as a pool's process, may have no children
         return False
     player, taken = Player(make_env(env_id)), list[float]()
     player.env.action_space.seed(0)
     with contextlib.closing(player):
+        if not can_be_sent(player.env.spec):
+            return False
         player.reset(seed=0)
         for _ in range(_PROBE_STEPS):
             action, started = player.env.action_space.sample(), time.perf_counter()
@@ -45,6 +49,15 @@ def pays_to_share(env_id: str, num_envs: int) -> bool:
             if terminated or truncated:
                 player.reset()
     return spared * float(np.median(taken)) > SHARING_SECONDS
+
+
+def can_be_sent(spec: Any) -> bool:
+    """Whether another process can make an environment of this registration: not of a class from a notebook, nor of a lambda."""
+    try:
+        sent = pickle.dumps(spec)
+    except Exception:  # whatever a registration holds may fail in its own way
+        return False
+    return b"__main__" not in sent or hasattr(sys.modules["__main__"], "__file__")
 
 
 class WorkerEnvs:

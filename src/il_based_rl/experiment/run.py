@@ -33,6 +33,8 @@ from il_based_rl.files import (
 TIME_FIELDS = ("wall_seconds", "steps_per_second")
 """Of a row of metrics: what depends on the clock, and all that differs between a run and its repetition."""
 _LOCK = ".lock"
+_OURS = re.compile(r"best\.pt|metrics\.jsonl|step_\d{10,}\.pt|demos\.npz")
+"""What a run writes in its folder; the last is DAgger's."""
 _KEPT_CHECKPOINTS = 3
 _MOST_FAILED_SAVES = 3
 _LEVELS = {
@@ -89,6 +91,15 @@ class RunFiles:
         other = self.save_path.with_name(owner or self.save_path.name)
         if other != self.save_path and other.is_file() and RunFiles(other).folder == self.folder:
             raise FileWriteError(f"{self.folder} holds what belongs to {other}; choose another name than {self.save_path}")
+
+    def require_not_read(self, **paths: str | None) -> None:
+        """Raise ConfigError if the run would write a file that it reads, such as another run's best policy; by their flags."""
+        folder = Path(os.path.realpath(self.folder))
+        for name, path in paths.items():
+            place = Path(os.path.realpath(path or self.save_path))
+            if place.parent == folder and _OURS.fullmatch(place.name):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} {path} would be replaced by the run's own {place.name}; choose another --save-path")
 
     def require_writable(self) -> None:
         """Raise FileWriteError now if the run could not be written."""

@@ -21,8 +21,8 @@ class GaussianHead:
 
     The policy samples an unbounded raw action, and log-probabilities are of that one; the environment gets
     `clip(centre + half_range * raw, low, high)`. Where both bounds are finite, centre and half range are theirs, so that raw
-    actions in [-1, 1] span the space whatever its units. Elsewhere the half range is 1, and the centre is 1 inside a single
-    bound, or 0. Whole-number spaces get it rounded.
+    actions in [-1, 1] span the space whatever its units; where they are the same, the half range is 1. Elsewhere it is 1 too,
+    and the centre is 1 inside a single bound, or 0. Whole-number spaces get it rounded.
     """
 
     continuous = True
@@ -35,11 +35,12 @@ class GaussianHead:
         number = np.dtype(np.float64) if self._whole else np.result_type(space.dtype, np.float32)
         low, high = (bound.reshape(1, -1).astype(number) for bound in (space.low, space.high))  # one row: quicker than none
         above, below = np.abs(low) < _UNBOUNDED, np.abs(high) < _UNBOUNDED
-        finite = above & below & (high > low)
+        finite = above & below
+        ranged = finite & (high > low)
         self._centre = np.where(above & ~below, low + 1, np.where(below & ~above, high - 1, np.zeros_like(low)))
         self._half_range = np.ones_like(low)
         self._centre[finite] = 0.5 * (low[finite] + high[finite])
-        self._half_range[finite] = 0.5 * (high[finite] - low[finite])
+        self._half_range[ranged] = 0.5 * (high[ranged] - low[ranged])
         self._low, self._high = low, high
         self._centred = not self._centre.any()  # the common case, which saves an addition a step
         self._whole_bounds = space.low.reshape(1, -1), space.high.reshape(1, -1)

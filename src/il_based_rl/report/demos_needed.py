@@ -60,9 +60,7 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
     counts = _counts(config, dataset)
     demonstrated = _estimate(dataset.returns, config.seed)
     told = f" (an interval of few episodes, {dataset.num_episodes}, is Student's t)" if dataset.num_episodes < FEW else ""
-    noise = dataset.metadata.get("action_noise")
-    disturbed = f", under an action noise of {noise}" if isinstance(noise, float) and noise > 0.0 else ""
-    cli.say(f"Demonstrated: mean return {demonstrated}{disturbed}{told}")
+    cli.say(f"Demonstrated: mean return {demonstrated}{_set_apart(dataset)}{told}")
     points: list[Point] = []
     work = cli.Progress("cloning", len(counts) * config.num_seeds, "student", quiet=config.quiet)
     with fitting_threads(config.hidden_dims), EpisodePlayers(_env_id(config, dataset), config.eval_episodes) as players, work:
@@ -79,15 +77,26 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
     return points
 
 
+def _set_apart(dataset: DemoDataset) -> str:
+    """Say in what the demonstrations' returns differ from what the demonstrator itself would return."""
+    noise, least = (dataset.metadata.get(name) for name in ("action_noise", "min_return"))
+    facts = [f"under an action noise of {noise}"] if isinstance(noise, float) and noise > 0.0 else []
+    if isinstance(least, float):
+        facts.append(f"of episodes that were kept as they return {least:g} or more")
+    if dataset.acted_by is not None and dataset.acted_by.any():
+        facts.append("of students that acted beside the expert, in rounds that may cut an episode")
+    return "".join(f", {fact}" for fact in facts)
+
+
 def _conclusion(points: list[Point], demonstrated: Estimate) -> str:
-    """Say from which number of demonstrations on the students' interval meets the demonstrator's, to the last."""
+    """Say from which number of demonstrations on the students' interval meets what was demonstrated, to the last."""
     if math.isnan(demonstrated.low) or any(math.isnan(point.low) for point in points):
         return "How many are enough cannot be told without intervals; several demonstrations and --num-seeds 2 give them"
     meeting = list(itertools.takewhile(lambda point: point.high >= demonstrated.low, reversed(points)))
     if not meeting:
-        return "No number of demonstrations gave students whose interval meets the demonstrator's"
+        return "No number of demonstrations gave students whose interval meets what was demonstrated"
     count = meeting[-1].demos
-    return f"From {count} demonstration{'s' * (count > 1)} on, the students' interval meets the demonstrator's"
+    return f"From {count} demonstration{'s' * (count > 1)} on, the students' interval meets what was demonstrated"
 
 
 def _counts(config: DemosNeededConfig, dataset: DemoDataset) -> list[int]:

@@ -114,13 +114,13 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
 
 
 def _named(runs: Sequence[FoundRun]) -> dict[str, Path]:
-    """Call the only expert and the only student of each kind so; several by their files."""
+    """Call the only expert and the only student of each kind so; several by their files, `random` by all of its name."""
     kinds = [run.kind for run in runs]
     words = {"ppo": "expert", "bc": "student", "dagger": "DAgger student", "finetune": "fine-tuned student"}
     return {
         words[run.kind]
         if kinds.count(run.kind) == 1 and run.kind in words
-        else str(run.save_path.with_suffix("")): run.save_path
+        else (str(run.save_path) if run.save_path.stem == "random" else str(run.save_path.with_suffix(""))): run.save_path
         for run in runs
     }
 
@@ -159,8 +159,8 @@ def _distance(run: FoundRun, shown: Sequence[DemoDataset]) -> float:
     for demos in shown:
         try:
             agent = PPOAgent.from_payload(run.payload, run.save_path)
-            found = agent.predict(demos.observations[:_COMPARED_STATES]) - demos.actions[:_COMPARED_STATES]
-            distances.append(float(np.mean(np.abs(found.astype(np.float64)))))
+            found = agent.predict(demos.observations[:_COMPARED_STATES]).astype(np.float64)
+            distances.append(float(np.mean(np.abs(found - demos.actions[:_COMPARED_STATES]))))
         except (UserError, ValueError):  # of other spaces
             continue
     return min(distances)

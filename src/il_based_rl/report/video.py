@@ -115,7 +115,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], speed: int) -> i
     from il_based_rl.files import atomic_path
 
     encoder, count, writer = require_encoder(), 0, None
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, contextlib.ExitStack() as stack:
         for frame in frames:
             # Sizes are made even, which is all that the codec asks for; its default of 16 would stretch the picture.
             height, width = frame.shape[0] - frame.shape[0] % 2, frame.shape[1] - frame.shape[1] % 2
@@ -129,6 +129,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], speed: int) -> i
                         output_params=["-movflags", "+faststart", "-f", "mp4"],
                         ffmpeg_log_level="error",
                     )
+                    stack.callback(_closed, writer)  # whatever happens, before what it writes is removed
                     writer.send(None)
                 writer.send(frame[:height, :width].copy(order="C"))
             except Exception as error:  # another program may fail in any way
@@ -142,6 +143,11 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], speed: int) -> i
         if not temporary.is_file():
             raise _unencoded(path, "nothing was written")
     return count
+
+
+def _closed(writer: Any) -> None:
+    with contextlib.suppress(Exception):  # as above
+        writer.close()
 
 
 def _unencoded(path: str | Path, reason: object) -> RenderError:
