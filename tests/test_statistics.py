@@ -13,6 +13,7 @@ from benchmarks.coverage import DISTRIBUTIONS, coverage, coverage_of_runs, true_
 from il_based_rl import statistics
 from il_based_rl.statistics import (
     STATISTICS,
+    Estimate,
     difference,
     estimate,
     interquartile_mean,
@@ -27,6 +28,13 @@ from il_based_rl.statistics import (
 
 def generator():
     return np.random.default_rng(3)
+
+
+def test_what_is_small_is_not_written_as_nothing():
+    assert str(Estimate(2e-5, 1e-5, 3e-5)) == "0.000020 [0.000010, 0.000030]"
+    assert str(Estimate(0.0004, math.nan, math.nan)) == "0.00040"
+    assert str(Estimate(-0.002, -0.2, 0.1)) == "-0.00 [-0.20, 0.10]"
+    assert str(Estimate(0.0, 0.0, 0.0)) == "0.00 [0.00, 0.00]"
 
 
 def test_every_example_in_the_docstrings_holds():

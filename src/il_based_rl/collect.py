@@ -180,6 +180,7 @@ def collect(config: CollectConfig) -> DemoDataset:
     from il_based_rl.checkpoint import load_agent
     from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.files import move_aside, require_writable, sweep
+    from il_based_rl.statistics import decimals
 
     agent = load_agent(config.checkpoint)
     require_writable(config.save_path)
@@ -202,9 +203,11 @@ def collect(config: CollectConfig) -> DemoDataset:
         cli.notice(f"{config.save_path} is replaced; the old file is kept as {backup}")
     dataset.save(config.save_path)
     numbers = dataset.summary()
+    mean, least, most = (numbers[f"return_{name}"] for name in ("mean", "min", "max"))
+    d = decimals(least, most)
     cli.say(
-        f"{numbers['episodes']} episodes, {numbers['transitions']} transitions, return mean {numbers['return_mean']:.2f} "
-        f"(min {numbers['return_min']:.2f}, max {numbers['return_max']:.2f})"
+        f"{numbers['episodes']} episodes, {numbers['transitions']} transitions, return mean {mean:.{d}f} "
+        f"(min {least:.{d}f}, max {most:.{d}f})"
     )
     cli.say(f"Demonstrations saved to {config.save_path}")
     return dataset

@@ -20,6 +20,7 @@ from il_based_rl.statistics import (
     FEW,
     STATISTICS,
     Estimate,
+    decimals,
     difference,
     estimate,
     luck_of_starts,
@@ -215,8 +216,8 @@ def _range(value: float, low: float, high: float, unit: str = "") -> str:
     if max(abs(low), abs(high)) >= 1e7:  # as digits they would be none
         return f"{value:.4g}{unit} [{low:.4g}, {high:.4g}]"
     largest = max(abs(low), abs(high))
-    decimals = 1 if unit or largest >= 10 else 4 if 0.0 < largest < 0.01 else 2
-    return f"{value:.{decimals}f}{unit} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    d = 1 if unit or largest >= 10 else decimals(low, high)
+    return f"{value:.{d}f}{unit} [{low:.{d}f}, {high:.{d}f}]"
 
 
 def _warnings(contenders: Sequence[Contender]) -> list[str]:
@@ -251,7 +252,7 @@ def _shown(found: dict[str, float] | None, factor: float = 1.0, unit: str = "") 
         return "-"
     value, low, high = (factor * found[end] for end in ("value", "low", "high"))
     if math.isnan(low):
-        return f"{value:.4g}{unit}" if abs(value) >= 1e7 else f"{value:.2f}{unit}"
+        return f"{value:.4g}{unit}" if abs(value) >= 1e7 else f"{value:.{decimals(value)}f}{unit}"
     return _range(value, low, high, unit)
 
 

@@ -144,6 +144,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Load a policy, evaluate it and print the result."""
     from il_based_rl.checkpoint import load_agent
     from il_based_rl.experiment.hardware import fitting_threads
+    from il_based_rl.statistics import decimals
 
     agent = load_agent(config.checkpoint, config.hidden_dims)
     with fitting_threads(agent.hidden_dims):
@@ -152,10 +153,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         )
     low, high = result.interval
     one = len(result.returns) == 1
-    spread = "" if one else f"  95% interval [{low:.2f}, {high:.2f}]  standard deviation {result.std:.2f}"
+    d = decimals(result.mean, low, high)
+    spread = "" if one else f"  95% interval [{low:.{d}f}, {high:.{d}f}]  standard deviation {result.std:.{d}f}"
     played = "1 episode" if one else f"{len(result.returns)} episodes"
     cli.say(f"Evaluated {config.checkpoint} on {config.env_id}: {played}, start seed {config.seed}")
-    cli.say(f"mean return {result.mean:.2f}{spread}")
+    cli.say(f"mean return {result.mean:.{d}f}{spread}")
     lengths = result.lengths
     success = "" if result.successes is None else f"  success rate {result.successes.mean():.1%}"
     cli.say(f"episode length mean {lengths.mean():.1f}  min {lengths.min()}  max {lengths.max()}{success}")

@@ -29,7 +29,19 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f}" if math.isnan(self.low) else f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        d = decimals(self.value, self.low, self.high)
+        return f"{self.value:.{d}f}" if math.isnan(self.low) else f"{self.value:.{d}f} [{self.low:.{d}f}, {self.high:.{d}f}]"
+
+
+def decimals(*values: float) -> int:
+    """Return how many decimals to write values with: two, and more where all are so small that two would show a 0.
+
+    Example:
+        >>> decimals(-140.0, 0.001), decimals(0.00002, math.nan), decimals(0.0)
+        (2, 6, 2)
+    """
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return 2 if largest == 0.0 or largest >= 0.1 else 1 - math.floor(math.log10(largest))
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
