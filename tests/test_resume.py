@@ -458,6 +458,7 @@ def test_how_much_is_back_is_said_and_recorded(level, num_envs, folder, capsys):
     command(resumed(config))
     messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("resuming")]
     assert [f": {said}" in line for line in messages] == [True, True]
+    assert "other settings" not in "".join(messages)
     assert resumes(folder / "a.pt") == [{"step": step * ROLLOUT, "level": level} for step in (2, 5)]
     assert [row["step"] for row in read_rows(folder / "a" / "metrics.jsonl")] == [ROLLOUT * (k + 1) for k in range(UPDATES)]
 
@@ -542,13 +543,16 @@ def begun(tmp_path_factory):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_hyperparameter_may_change_at_a_resume_and_holds_from_then_on(change, begun, tmp_path):
+def test_a_hyperparameter_may_change_at_a_resume_and_holds_from_then_on(change, begun, tmp_path, capsys):
     shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     train_ppo.main(["--resume", "--save-path", str(tmp_path / "a.pt"), *change.split()])
     flag, value = change.split()
     payload, name = read_checkpoint(tmp_path / "a.pt"), flag[2:].replace("-", "_")
     settings = payload["run"]["settings"]
     assert str({**settings, **settings["ppo"]}[name]) == value
+    said = f"straight through; other settings from here on: {name} {value}"
+    former = read_checkpoint(begun / "a.pt")["run"]["settings"]["ppo"]
+    assert (said in capsys.readouterr().err) == (name in former and str(former[name]) != value)
     if name in settings["ppo"]:
         assert str(payload["training"]["config"][name]) == value
     assert payload["training"]["env_steps"] == settings["total_timesteps"]

@@ -201,6 +201,18 @@ def _facts(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def _changed(before: Any, now: Mapping[str, Any]) -> list[str]:
+    """Name the settings of learning, which are grouped, that are not as in the run of before."""
+    groups = [(name, group) for name, group in now.items() if isinstance(group, dict) and name != "tracking"]
+    former = {name: before.get(name) if isinstance(before, dict) else None for name, _ in groups}
+    return [
+        f"{setting} {value}"
+        for name, group in groups
+        for setting, value in group.items()
+        if isinstance(known := former[name], dict) and setting in known and known[setting] != value
+    ]
+
+
 class Resumable(Protocol):
     """An agent, as far as a run needs to know it."""
 
@@ -266,7 +278,9 @@ class Run:
                 files.require_as_read(resumed_from)
                 level = self._same_numerics(before.get("numerics"), level)
                 self._resumes.append({"step": step, "level": level})
-                notice(f"resuming {resumed_from[0]} at step {step}: {_LEVELS[level]}")
+                changed = _changed(before.get("settings"), settings)
+                other = f"; other settings from here on: {', '.join(changed)}" if changed else ""
+                notice(f"resuming {resumed_from[0]} at step {step}: {_LEVELS[level]}{other}")
             if resumed_from is not None and files.holds(resumed_from[0]):
                 files.rewind(step)
                 self._is_best, self._is_periodic = before.get("is_best") is True, before.get("is_periodic") is True
