@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ PAGE, NUMBERS = "report.html", "report.json"
 _MOST_VIDEO_BYTES = 12 * 2**20
 _MOST_FRAMES = 1_000
 _COMPARED_STATES = 500
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Which Gymnasium's warnings are written in."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,7 +107,7 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
         findings.failures = list(_failures(comparison, findings.demos))
         if config.video:
             _film(findings)
-    findings.warnings += sorted({" ".join(str(each.message).split()) for each in raised})
+    findings.warnings += sorted({" ".join(_COLOURS.sub("", str(each.message)).split()) for each in raised})
     for warning in findings.warnings:
         cli.notice(warning)
     write_json(folder / NUMBERS, comparison.numbers | {"failures": findings.failures})
