@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
-import pickle
 import signal
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 from typing import Any
 
@@ -54,7 +54,7 @@ def pays_to_share(env_id: str, num_envs: int) -> bool:
 def can_be_sent(spec: Any) -> bool:
     """Whether another process can make an environment of this registration: not of a class from a notebook, nor of a lambda."""
     try:
-        sent = pickle.dumps(spec)
+        sent = bytes(ForkingPickler.dumps(spec))
     except Exception:  # whatever a registration holds may fail in its own way
         return False
     return b"__main__" not in sent or hasattr(sys.modules["__main__"], "__file__")
