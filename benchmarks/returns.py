@@ -85,6 +85,7 @@ CHANGES = [
     Task("HalfCheetah-v5", seeds=range(5), changed={"lr_schedule": "constant"}),
     Task("HalfCheetah-v5", seeds=range(5), changed={"initial_log_std": 0.0}),
     Task("Hopper-v5", changed={"gamma": 0.99, "gae_lambda": 0.95}),
+    Task("Walker2d-v5", changed={"orthogonal_init": True}),
     *(Task(env_id, changed={"orthogonal_init": False}) for env_id in ("LunarLander-v3", "Reacher-v5")),
     *(Task(env_id, changed=each) for env_id in _SMALL_TASKS for each in _ANY),
 ]
@@ -140,6 +141,14 @@ PEER_TASKS: dict[str, dict[str, Any]] = {
         "policy_kwargs": {"log_std_init": -2, "ortho_init": False, "activation": "relu", "net_arch": [256, 256]},
     },
     "Ant-v5": {"steps": 1_000_000, "normalize": True, "num_envs": 1},
+    "BipedalWalker-v3": {
+        "steps": 1_000_000,
+        "normalize": True,
+        "num_envs": 32,
+        "n_steps": 2048,
+        "gamma": 0.999,
+        "clip_range": 0.18,
+    },
 }
 """RL Baselines3 Zoo's settings of PPO (hyperparams/ppo.yml; where it knows no v5, of HalfCheetah-v3 and Ant-v3 for
 one million steps); what is left out is Stable-Baselines3's default."""
