@@ -46,6 +46,12 @@ def test_both_ends_at_once_are_kept_apart():
     assert demos.terminated.tolist() == demos.truncated.tolist() == [False, False, True] * 2
 
 
+@pytest.mark.parametrize("wrong", [{"num_episodes": 2.5}, {"num_episodes": "2"}, {"num_episodes": 2, "seed": None}])
+def test_numbers_that_are_none_are_refused(wrong):
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        collect_demos("toy/Counter-v0", STILL, **wrong)
+
+
 @pytest.mark.parametrize("num_episodes", [1, 5, 40])
 def test_exactly_the_first_start_seeds_are_kept_with_no_bias_to_short_episodes(num_episodes):
     demos = collect_demos("toy/ShortOrLong-v0", STILL, num_episodes, seed=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,7 @@ def collect_demos(
     from il_based_rl.rollout import Episode, EpisodePlayers
     from il_based_rl.seeding import generator, start_seeds
 
+    num_episodes, seed = operator.index(num_episodes), operator.index(seed)
     check_collection(num_episodes, min_return, max_attempts, action_noise)
     attempts_left = max_attempts or num_episodes * (1 if min_return is None else ATTEMPTS_PER_EPISODE)
     attempts, kept, best = 0, list[Episode](), float("-inf")
@@ -116,7 +118,7 @@ def collect_demos(
             "agent": type(agent).__name__,
             "deterministic": bool(deterministic),
             "action_noise": float(action_noise),
-            "seed": int(seed),
+            "seed": seed,
             "min_return": None if min_return is None else float(min_return),
             "attempts": int(attempts),
         }
