@@ -35,6 +35,7 @@ def test_what_is_small_is_not_written_as_nothing():
     assert str(Estimate(0.0004, math.nan, math.nan)) == "0.00040"
     assert str(Estimate(-0.002, -0.2, 0.1)) == "-0.00 [-0.20, 0.10]"
     assert str(Estimate(0.0, 0.0, 0.0)) == "0.00 [0.00, 0.00]"
+    assert str(Estimate(1e-17, -1e-16, 1e-16)) == "0.00 [-0.00, 0.00]"
 
 
 def test_every_example_in_the_docstrings_holds():

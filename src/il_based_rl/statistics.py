@@ -18,6 +18,8 @@ FEW_FOR_DECILE = 100
 RESAMPLES = 2_000
 _BATCH = 200
 """Resamples held in memory at once."""
+_ROUNDING = 1e-9
+"""What is smaller is as good as nothing: sums of returns are rounded by as much."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def decimals(*values: float) -> int:
         (2, 6, 2)
     """
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    return 2 if largest == 0.0 or largest >= 0.1 else 1 - math.floor(math.log10(largest))
+    return 1 - math.floor(math.log10(largest)) if _ROUNDING < largest < 0.1 else 2
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
