@@ -7,8 +7,8 @@ DAgger is compared with cloning from as many of the expert's labels, and fine-tu
 nothing was chosen by.
 
 Rows are appended to `benchmarks/results/improve.jsonl`, and runs that have one are left out, so that an interrupted benchmark
-goes on where it was; a row remembers the expert, and those of another one count no more. `docs/improve_measured.md` is written
-from the file; clones and DAgger's students are kept under `.benchmarks/improve/`.
+goes on where it was; a row remembers the expert, and those of another one are shown only until all runs of the present one are
+there. `docs/improve_measured.md` is written from the file; clones and DAgger's students are kept under `.benchmarks/improve/`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -53,8 +53,8 @@ WITHOUT: dict[str, dict[str, Any]] = {
 ABLATED = ("pendulum", "lander")
 LABELS = (1_000, 2_000, 3_000)
 """Of the expert, after which DAgger's student is compared with a clone from as many."""
-ROUND_STEPS, ROUND_EPOCHS = 250, 60
-"""Of DAgger: in the first round the expert acts."""
+EPOCHS_A_STEP = 0.24
+"""Of cloning after each round of DAgger, for each of its steps."""
 NOISE = 0.1
 """Of disturbed demonstrations, as `collect --action-noise`; what is recorded is clean."""
 GATE_STEPS, AFTER_STEPS = 10_000, 300_000
@@ -79,6 +79,13 @@ class Task:
     gamma: float = 0.995
     gae_lambda: float = 0.97
     """As fine-tuning has by default; of every arm."""
+    round_steps: int = 250
+    """Of each round of DAgger; in the first the expert acts."""
+
+    @property
+    def round_epochs(self) -> int:
+        """Of cloning after each of them."""
+        return round(EPOCHS_A_STEP * self.round_steps)
 
 
 TASKS = {
@@ -86,7 +93,7 @@ TASKS = {
     "hopper": Task("Hopper-v5", num_envs=16, n_steps=125),
     "pendulum": Task("InvertedDoublePendulum-v5", 50_000, every=8, noise=NOISE),
     "cheetah": Task("HalfCheetah-v5", 300_000),
-    "walker": Task("Walker2d-v5"),
+    "walker": Task("Walker2d-v5", round_steps=1_000),
 }
 FINE_TUNED, ASKED = ("lander", "hopper", "pendulum", "cheetah"), ("hopper", "walker", "pendulum")
 """Tasks of the two questions."""
@@ -221,10 +228,11 @@ def asked(task: Task, seed: int) -> list[Path]:
     from il_based_rl.config import BCConfig, DaggerConfig
     from il_based_rl.ppo_agent import PPOAgent
 
-    paths = [KEPT / f"dagger_{task.env_id}_{fingerprint_of(task)}_{seed}_{labels}.pt" for labels in LABELS]
+    of_all = f"dagger_{task.env_id}_{fingerprint_of(task)}_rounds{task.round_steps}_{seed}"
+    paths = [KEPT / f"{of_all}_{labels}.pt" for labels in LABELS]
     if not paths[-1].exists():
-        rounds, bc = LABELS[-1] // ROUND_STEPS, BCConfig(epochs=ROUND_EPOCHS)
-        config = DaggerConfig(env_id=task.env_id, rounds=rounds, round_steps=ROUND_STEPS, seed=seed, quiet=True, bc=bc)
+        rounds, bc = LABELS[-1] // task.round_steps, BCConfig(epochs=task.round_epochs)
+        config = DaggerConfig(task.env_id, rounds=rounds, round_steps=task.round_steps, seed=seed, quiet=True, bc=bc)
         with closing(Aggregation(config, PPOAgent.load(expert_of(task)))) as learner:
             for progress in learner.learn():
                 if progress.queries in LABELS:
@@ -242,7 +250,7 @@ def shown(task: Task, seed: int, labels: int, noise: float) -> Any:
     expert, count = PPOAgent.load(expert_of(task)), labels // 1_000
     while len(demos := collect_demos(task.env_id, expert, count, seed=seed, action_noise=noise, quiet=True)) < labels:
         count += 1  # as an episode has 1,000 steps at most; the last one may pass the number
-    epochs = ROUND_EPOCHS * (labels // ROUND_STEPS + 1) // 2
+    epochs = task.round_epochs * (labels // task.round_steps + 1) // 2
     student = BCAgent.for_dataset(demos, BCConfig(epochs=epochs), seed=seed)
     for _ in student.learn(demos):
         pass
@@ -318,6 +326,17 @@ def wanted() -> list[tuple[str, str, int]]:
     return whole + [(name, arm, seed) for name in ABLATED for seed in SEEDS for arm in WITHOUT]
 
 
+def shown_expert(rows: Sequence[Mapping[str, Any]], name: str, present: str) -> str:
+    """Return the expert whose rows are shown: the task's, or one of before while there are only of that all runs."""
+    needed = {(arm, seed) for task, arm, seed in wanted() if task == name}
+    found: dict[str, set[tuple[str, int]]] = {}
+    for row in rows:
+        if row["task"] == name:
+            found.setdefault(row["expert"], set()).add((row["arm"], row["seed"]))
+    whole = [expert for expert, runs in found.items() if needed <= runs]
+    return whole[-1] if whole and present not in whole else present
+
+
 def main() -> None:
     """Run what is missing, two runs side by side, and write the document."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -328,8 +347,7 @@ def main() -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     experts = {name: fingerprint_of(task) for name, task in TASKS.items()}
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    rows = [row for row in rows if row["expert"] == experts[row["task"]]]
-    there = {(row["task"], row["arm"], row["seed"]) for row in rows}
+    there = {(row["task"], row["arm"], row["seed"]) for row in rows if row["expert"] == experts[row["task"]]}
     missing = [each for each in wanted() if each not in there and arguments.only in f"{each[0]}, {each[1]}"]
     with ProcessPoolExecutor(arguments.workers) as pool:
         for done in as_completed([pool.submit(run, *each) for each in missing]):
@@ -339,7 +357,9 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             means = [round(float(np.mean(each)), 1) for each in row["returns"]]
             print(row["task"], row["arm"], row["seed"], means, f"{row['seconds']} s", flush=True)
-    write_page(rows, TASKS, list(WITHOUT))
+    shown = {name: shown_expert(rows, name, expert) for name, expert in experts.items()}
+    former = [name for name, expert in shown.items() if expert != experts[name]]
+    write_page([row for row in rows if row["expert"] == shown[row["task"]]], TASKS, list(WITHOUT), former)
 
 
 if __name__ == "__main__":
