@@ -92,7 +92,7 @@ TASKS = {
     "lander": Task("LunarLanderContinuous-v3", 150_000, num_envs=8, n_steps=250, gamma=0.999, gae_lambda=0.98),
     "hopper": Task("Hopper-v5", num_envs=16, n_steps=125),
     "pendulum": Task("InvertedDoublePendulum-v5", 50_000, every=8, noise=NOISE),
-    "cheetah": Task("HalfCheetah-v5", 300_000),
+    "cheetah": Task("HalfCheetah-v5", 300_000, gamma=0.98, gae_lambda=0.92),
     "walker": Task("Walker2d-v5", round_steps=1_000),
 }
 FINE_TUNED, ASKED = ("lander", "hopper", "pendulum", "cheetah"), ("hopper", "walker", "pendulum")
