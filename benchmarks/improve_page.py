@@ -30,8 +30,9 @@ policy in training itself fell to, from the gate's start states, as a share of w
 below). *Steps to 95 %* is the median over seeds of the first evaluation at or above 95 % of the expert (a run that
 never gets there counts with all its steps); *area* is the mean over all evaluations. The settings of fine-tuning are
 its defaults, but for the size of rollouts and the horizons of the lander and of HalfCheetah-v5, which all arms share;
-they were chosen on seeds 0 to 2, and these are others. *Cloned* is from as many labels as DAgger's, of the expert's own steps in whole episodes, with as
-many examples seen; *disturbed*, from steps that were disturbed while the expert's choice was recorded."""
+they were chosen on seeds 0 to 2, and these are others. *Cloned* is from as many labels as DAgger's, of the expert's
+own steps in whole episodes, with as many examples seen; *disturbed*, from steps that were disturbed while the
+expert's choice was recorded."""
 
 
 class Found:
