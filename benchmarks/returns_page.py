@@ -69,6 +69,8 @@ REASONS = {
     "Ant-v5": " What v5 observes of contacts is what makes it hard: without it the same PPO gets from 1,558 to 2,786 (below), "
     "and clipping observations at 1 brings most of that back. Seeds differ by more than most settings do, so that a search "
     "of one or two seeds a setting tells little.",
+    "BipedalWalker-v3": " The first ten seeds reach what was asked, and all twenty on average, the second ten do not. Policies "
+    "fall now and then, which costs 100 and the rest of the way.",
     "HalfCheetah-v5": " What was asked lies well inside both intervals: seeds return from 3,796 to 7,447.",
 }
 """What holds back what falls short."""
@@ -170,7 +172,7 @@ def _not_reached(
     for task, found in ours.items():
         finals, peer = _column(found, "final"), theirs.get(task, [])
         later = _column(again.get(task, []), "final")
-        if min(finals.mean(), np.concatenate([finals, later]).mean()) < ASKED[task].at_least:
+        if min(each.mean() for each in (finals, later) if len(each)) < ASKED[task].at_least:
             once_more = f", and {_shown(later)} once more ([below](#the-same-once-more))" if len(later) else ""
             tried = len({row["settings"] for row in searched if row["task"] == task})
             reached = f"reaches {_shown(_column(peer, 'final'))} here, over {len(peer)} seeds" if peer else "was not run here"
