@@ -33,7 +33,8 @@ from il_based_rl.files import (
 TIME_FIELDS = ("wall_seconds", "steps_per_second")
 """Of a row of metrics: what depends on the clock, and all that differs between a run and its repetition."""
 _LOCK = ".lock"
-_OURS = re.compile(r"best\.pt|metrics\.jsonl|step_\d{10,}\.pt|demos\.npz")
+_PERIODIC = r"step_\d{10,}\.pt"
+_OURS = re.compile(rf"best\.pt|metrics\.jsonl|{_PERIODIC}|demos\.npz")
 """What a run writes in its folder; the last is DAgger's."""
 _KEPT_CHECKPOINTS = 3
 _MOST_FAILED_SAVES = 3
@@ -73,8 +74,8 @@ class RunFiles:
 
     def all_periodic(self) -> list[Path]:
         """Return the periodic checkpoints, the newest first."""
-        ours = re.compile(r"step_\d{10,}\.pt")  # and not what somebody has copied there
-        return sorted((path for path in self.folder.glob("step_*.pt") if ours.fullmatch(path.name)), reverse=True)
+        found = self.folder.glob("step_*.pt")
+        return sorted((path for path in found if re.fullmatch(_PERIODIC, path.name)), reverse=True)  # no copies of somebody's
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
