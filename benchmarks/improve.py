@@ -90,13 +90,15 @@ class Task:
 
 TASKS = {
     "lander": Task("LunarLanderContinuous-v3", 150_000, num_envs=8, n_steps=250, gamma=0.999, gae_lambda=0.98),
-    "hopper": Task("Hopper-v5", num_envs=16, n_steps=125),
+    "hopper": Task("Hopper-v5", num_envs=16, n_steps=125, round_steps=1_000),
     "pendulum": Task("InvertedDoublePendulum-v5", 50_000, every=8, noise=NOISE),
     "cheetah": Task("HalfCheetah-v5", 300_000, gamma=0.98, gae_lambda=0.92),
     "walker": Task("Walker2d-v5", round_steps=1_000),
 }
-FINE_TUNED, ASKED = ("lander", "hopper", "pendulum", "cheetah"), ("hopper", "walker", "pendulum")
-"""Tasks of the two questions."""
+FINE_TUNED = ("lander", "hopper", "pendulum", "cheetah")
+"""Tasks of fine-tuning."""
+ASKED = {"hopper": range(10, 25), "walker": range(10, 25), "pendulum": SEEDS}
+"""Tasks of DAgger, and its seeds: more where a clone of the expert's own steps mostly is as good."""
 
 
 def expert_of(task: Task) -> Path:
@@ -319,11 +321,11 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
 def wanted() -> list[tuple[str, str, int]]:
     """Return all runs: task, arm and seed."""
     arms = {name: ["clone", "expert", "random", *ARMS] for name in FINE_TUNED}
-    for name in ASKED:
-        arms[name] = list(dict.fromkeys([*arms.get(name, ["expert", "random"]), *TAUGHT]))
     arms["hopper"].append("DAgger, then fine-tuned")
     whole = [(name, arm, seed) for name, listed in arms.items() for seed in SEEDS for arm in listed]
-    return whole + [(name, arm, seed) for name in ABLATED for seed in SEEDS for arm in WITHOUT]
+    whole += [(name, arm, seed) for name in ABLATED for seed in SEEDS for arm in WITHOUT]
+    whole += [(name, arm, seed) for name, seeds in ASKED.items() for seed in seeds for arm in ("expert", "random", *TAUGHT)]
+    return list(dict.fromkeys(whole))
 
 
 def shown_expert(rows: Sequence[Mapping[str, Any]], name: str, present: str) -> str:
