@@ -457,7 +457,7 @@ def test_demonstrations_that_name_no_spaces_need_a_policy(missing):
     dataset = linear_demos(50)
     metadata = {name: plain for name, plain in dataset.metadata.items() if name != missing}
     nameless = replace(dataset, metadata=metadata)
-    with pytest.raises(SpaceMismatchError, match="name no observation_space and action_space; build the policy"):
+    with pytest.raises(SpaceMismatchError, match="name no observation_space and action_space; collect others"):
         BCAgent.for_dataset(nameless)
     agent = BCAgent(MLPPolicy(PLANE, spaces.Box(-10, 10, (2,)), (8,)), BCConfig(epochs=1), seed=0)
     assert len(list(agent.learn(nameless))) == 1
@@ -467,6 +467,27 @@ def test_demonstrations_of_damaged_spaces_are_refused():
     dataset = linear_demos(50)
     with pytest.raises(FileFormatError, match="action_space is damaged"):
         BCAgent.for_dataset(replace(dataset, metadata={**dataset.metadata, "action_space": {"kind": "Text"}}))
+
+
+def test_observations_beyond_float32_are_refused():
+    dataset = linear_demos(50)
+    observations = dataset.observations.astype(np.float64)
+    observations[7, 1] = 1e200
+    agent = BCAgent(MLPPolicy(PLANE, spaces.Box(-10, 10, (2,)), (8,)), BCConfig(epochs=1, validation_fraction=0.0), seed=0)
+    with pytest.raises(SpaceMismatchError, match="observation 7 of 50 holds a number that is too large for float32"):
+        agent.require_fits(replace(dataset, observations=observations))
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_loss_that_is_not_finite_is_told(fast_path):
+    dataset, actions = linear_demos(200), spaces.Box(-np.inf, np.inf, (2,))
+    far = dataset.actions.copy()
+    far[3, 0] = 1e30
+    config = BCConfig(epochs=2, validation_fraction=0.0, fast_path=fast_path)
+    agent = BCAgent(MLPPolicy(PLANE, actions, (8,)), config, seed=0)
+    with pytest.raises(TrainingDivergedError, match=r"cloning diverged in epoch 1: "):
+        list(agent.learn(replace(dataset, actions=far, metadata={})))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

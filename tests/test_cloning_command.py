@@ -227,11 +227,27 @@ def test_what_one_number_gives_does_not_depend_on_the_others():
         ("--save-path n/n.txt", "a path that ends in .json"),
         ("--eval-episodes 1", "at least 2"),
         ("--loss cross-entropy", "does not fit continuous actions"),
+        ("--demo-path wide.npz", "observations of shape (2,) and actions of shape (1,), the policy reads (3,)"),
     ],
 )
-def test_bad_input_is_refused_and_leaves_no_file(flags, says, capsys):
+@pytest.mark.parametrize("there", [False, True])
+def test_bad_input_is_refused_and_leaves_files_as_they_are(flags, says, there, capsys):
+    demos = DemoDataset.load("d.npz")
+    narrow = {"observations": demos.observations[:, :2], "final_observations": demos.final_observations[:, :2]}
+    replace(demos, **narrow, metadata={"env_id": ENV}).save("wide.npz")
+    if there:
+        main(f"{NEEDED} --counts 1".split())
+    before = {path: path.read_bytes() for path in Path("n").rglob("*")}
     assert says in refused(f"{NEEDED} {flags}", capsys)
-    assert not list(Path("n").rglob("*")) if Path("n").exists() else True
+    assert {path: path.read_bytes() for path in Path("n").rglob("*")} == before
+
+
+def test_demonstrations_without_spaces_are_cloned_for_those_of_the_environment():
+    replace(DemoDataset.load("d.npz"), metadata={}).save("nameless.npz")
+    main(f"{NEEDED} --counts 2".split())
+    named = json.loads(Path("n/n.json").read_text())["points"]
+    main(f"{NEEDED} --counts 2 --demo-path nameless.npz --env-id {ENV}".split())
+    assert json.loads(Path("n/n.json").read_text())["points"] == named
 
 
 def points(*intervals):
@@ -276,7 +292,7 @@ def test_the_pipeline_goes_on_with_dagger_and_fine_tuning(capsys):
     ]
     dagger, finetuned = read_checkpoint("p/checkpoints/dagger_student.pt"), read_checkpoint("p/checkpoints/finetuned.pt")
     assert dagger["run"]["settings"]["demo_path"] == "p/demos/ppo_expert_demos.npz"
-    assert dagger["training"]["env_steps"] == 400 + 2000
+    assert dagger["training"]["env_steps"] == 400 + 2 * 2000
     assert finetuned["run"]["settings"]["checkpoint"] == "p/checkpoints/dagger_student.pt"
     printed = capsys.readouterr().out
     assert "| fine-tuned student |" in printed

@@ -249,7 +249,10 @@ def test_demonstrations_can_be_the_first_round():
 def test_its_own_data_set_can_be_the_first_round_again():
     _, seen = learned(rounds=3, round_steps=100)
     _, again = learned(rounds=2, round_steps=100, demos=seen[-1][1])
-    assert again[-1][1].acted_by.tolist() == [0] * 300 + [1] * 100
+    assert again[-1][1].acted_by.tolist() == [0] * 100 + [1] * 100 + [2] * 100 + [3] * 100
+    policies = ["expert", "student of round 1 of the demonstrations", "student of round 2 of the demonstrations"]
+    assert again[-1][1].metadata["policies"] == [*policies, "student of round 1"]
+    assert [round(progress.metrics["expert_acted"], 6) for progress, _ in again] == [pytest.approx(1 / 3, abs=1e-6), 0.0]
 
 
 def test_discrete_actions_and_experts_that_tell_their_distribution():
@@ -455,6 +458,102 @@ def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(place, 
     again = read_rows("d/s/metrics.jsonl")
     assert [row | dict.fromkeys(TIME_FIELDS, 0) for row in again] == [row | dict.fromkeys(TIME_FIELDS, 0) for row in rows]
     assert DemoDataset.load("c/s/demos.npz").fingerprint == DemoDataset.load("d/s/demos.npz").fingerprint
+
+
+@pytest.mark.usefixtures("expert")
+def test_a_run_that_begins_with_what_another_asked_goes_on_identically(monkeypatch):
+    main(RUN.split())
+    begun = f"{RUN} --demo-path c/s/demos.npz --rounds 3"
+    main(begun.replace("c/s.pt", "d/s.pt").split())
+    main(begun.replace("c/s.pt", "e/s.pt").replace("--rounds 3", "--rounds 2").split())
+    main(["dagger", "--resume", "--save-path", "e/s.pt", "--rounds", "3"])
+    whole, resumed = DemoDataset.load("d/s/demos.npz"), DemoDataset.load("e/s/demos.npz")
+    assert whole.fingerprint == resumed.fingerprint
+    assert whole.metadata["policies"] == resumed.metadata["policies"]
+    assert len(whole.metadata["policies"]) == 1 + 3 + 2
+    main(["dagger", "--resume", "d/s/step_0000000500.pt", "--save-path", "g/s.pt"])
+    assert DemoDataset.load("g/s/demos.npz").metadata["policies"] == whole.metadata["policies"]
+
+
+@pytest.mark.usefixtures("expert")
+@pytest.mark.parametrize("place", ["evaluated", "payload"])
+def test_a_run_that_is_interrupted_while_it_is_compared_in_the_end_is_compared_when_resumed(place, monkeypatch, capsys):
+    main(RUN.split())
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("From 3 start states")]
+    real = getattr(Aggregation, place)
+
+    def struck(self, *given, **named):
+        if self.finished and (named.get("final") or self.compared):
+            raise KeyboardInterrupt
+        return real(self, *given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Aggregation, place, struck)
+        with pytest.raises(SystemExit):
+            main(RUN.replace("c/s.pt", "d/s.pt").split())
+    assert not read_checkpoint("d/s.pt")["dagger"]["compared"]
+    capsys.readouterr()
+    main(["dagger", "--resume", "--save-path", "d/s.pt"])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("From")] == told
+    assert read_checkpoint("d/s.pt")["dagger"]["compared"]
+    main(["dagger", "--resume", "--save-path", "d/s.pt"])
+    assert "From" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("expert")
+def test_a_damaged_data_set_is_named_when_a_run_is_resumed(capsys):
+    main(RUN.split())
+    asked = Path("c/s/demos.npz")
+    asked.write_bytes(asked.read_bytes()[:500])
+    with pytest.raises(SystemExit) as leaving:
+        main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "5"])
+    assert leaving.value.code == 2
+    assert "(c/s/demos.npz is damaged or is not a file of demonstrations" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("expert")
+@pytest.mark.parametrize(
+    ("other", "flags", "says"),
+    [
+        (lambda demos: {"actions": np.repeat(demos.actions, 2, 1)}, "", "actions of shape (2,), the policy reads (3,)"),
+        (lambda demos: {}, "--rounds 1", "--rounds 1 is the round of the demonstrations, and leaves none"),
+    ],
+)
+def test_demonstrations_that_cannot_begin_a_run_are_refused_before_anything_is_written(other, flags, says, capsys):
+    main(RUN.split())
+    demos = collect_demos(ENV, lazy, 2, seed=0, quiet=True)
+    replace(demos, **other(demos), metadata={}).save("unfit.npz")
+    before = {path: path.read_bytes() for path in Path("c").rglob("*.*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        main(f"{RUN} --demo-path unfit.npz {flags}".split())
+    assert leaving.value.code == 2
+    assert says in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("c").rglob("*.*")} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rounds": 2.5}, "--rounds must be a whole number, not 2.5"),
+        ({"rounds": "2"}, "--rounds must be a whole number, not '2'"),
+        ({"query_budget": 60.5}, "--query-budget must be a whole number or None, not 60.5"),
+        ({"hidden_dims": (8.0,)}, "--hidden-dims must be a list, each of it a whole number, not (8.0,)"),
+        ({"bc": {"epochs": 2}}, "--bc must be a BCConfig, not {'epochs': 2}"),
+        ({"device": "cuda:99"}, "--device cuda:99 is not here"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(settings, says):
+    with pytest.raises(ConfigError) as refused:
+        dagger(lazy, ENV, **{**TINY, **settings})
+    assert says in str(refused.value)
+
+
+def test_lists_paths_and_numpys_numbers_are_taken():
+    given = {"hidden_dims": [np.int64(8)], "rounds": np.int32(2), "stop_at": np.float32(2.0), "save_path": Path("c/s.pt")}
+    config = DaggerConfig(ENV, **given)
+    assert (config.hidden_dims, config.rounds, config.stop_at, config.save_path) == ((8,), 2, 2.0, "c/s.pt")
+    assert type(config.hidden_dims[0]) is int
 
 
 @pytest.mark.usefixtures("expert")

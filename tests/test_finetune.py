@@ -150,7 +150,7 @@ def test_the_actors_rate_rises_and_the_weights_fall(clone):
         clone[0], GuardConfig(warmup_rollouts=0, actor_rampup=4, actor_lr=2e-4, kl_coef=0.2, kl_decay=0.5, bc_decay=0.25)
     )
     rates = [progress.metrics["actor_lr"] for progress in updates(tuner, 6)]
-    np.testing.assert_allclose(rates, [1e-4, 1.5e-4, 2e-4, 2e-4, 2e-4, 2e-4], rtol=1e-6)  # of the update that follows
+    np.testing.assert_allclose(rates, [5e-5, 1e-4, 1.5e-4, 2e-4, 2e-4, 2e-4], rtol=1e-6)
     assert tuner._anchor.weight == pytest.approx(0.2 * 0.5**6)
     assert tuner._bc_weight == pytest.approx(0.01 * 0.25**6)
 
@@ -503,7 +503,7 @@ def test_bad_input_is_refused_and_leaves_no_file(arguments, says, capsys):
 
 
 @pytest.mark.usefixtures("saved")
-@pytest.mark.parametrize("changed", ["--seed 1", "--num-envs 2", "--eval-episodes 4"])
+@pytest.mark.parametrize("changed", ["--seed 1", "--num-envs 2", "--eval-episodes 4", "--action-std 0.9", "--no-fresh-critic"])
 def test_what_a_run_is_may_not_change_when_it_is_resumed(changed, capsys):
     main(RUN.split())
     with pytest.raises(SystemExit) as leaving:
@@ -525,6 +525,63 @@ def test_a_damaged_state_is_named(damage):
 
 def test_the_command_is_listed():
     assert command.main.__module__ == "il_based_rl.algorithms.finetune"
+
+
+@pytest.mark.usefixtures("saved")
+def test_the_deviation_may_get_narrower_bounds_when_a_run_is_resumed():
+    main([*RUN.split(), "--action-std", "0.9"])
+    main(["finetune", "--resume", "--save-path", "c/f.pt", "--total-timesteps", "896", "--max-action-std", "0.1"])
+    assert read_rows("c/f/metrics.jsonl")[-1]["action_std"] <= 0.1 + 1e-6
+    assert read_checkpoint("c/f.pt")["run"]["settings"]["guard"]["action_std"] == 0.9
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (lambda demos: {"actions": np.repeat(demos.actions, 2, 1)}, "actions of shape (2,), the policy reads (3,)"),
+        (
+            lambda demos: {"observations": demos.observations[:, :2], "final_observations": demos.final_observations[:, :2]},
+            "observations of shape (2,)",
+        ),
+        (lambda demos: {"observations": np.float64(demos.observations) * 1e200}, "too large for float32"),
+    ],
+)
+def test_demonstrations_that_do_not_fit_are_refused_before_anything_is_written(other, says, warmup, clone, capsys):
+    unfit = replace(clone[1], **other(clone[1]), metadata={})
+    unfit.save("unfit.npz")
+    main(RUN.split())
+    before = {path: path.read_bytes() for path in Path("c").rglob("*.*")}
+    with pytest.raises(SystemExit) as leaving:
+        main(f"{RUN} --demo-path unfit.npz --warmup-rollouts {warmup}".split())
+    captured = capsys.readouterr()
+    assert leaving.value.code == 2
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+    assert {path: path.read_bytes() for path in Path("c").rglob("*.*")} == before
+    with pytest.raises(SpaceMismatchError, match="the demonstrations"):
+        finetune(clone[0], ENV, 256, demo_path="unfit.npz", eval_episodes=2, final_episodes=2, seed=0, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"total_timesteps": 1.5}, "--total-timesteps must be a whole number, not 1.5"),
+        ({"total_timesteps": True}, "--total-timesteps must be a whole number, not True"),
+        ({"total_timesteps": "100"}, "--total-timesteps must be a whole number, not '100'"),
+        ({"eval_episodes": 2.5}, "--eval-episodes must be a whole number, not 2.5"),
+        ({"seed": 1.5}, "--seed must be a whole number or None, not 1.5"),
+        ({"quiet": "yes"}, "--quiet must be True or False, not 'yes'"),
+        ({"guard": None}, "--guard must be a GuardConfig, not None"),
+        ({"ppo": {"lr": 1.0}}, "--ppo must be a PPOConfig, not {'lr': 1.0}"),
+        ({"device": "foo"}, "--device 'foo' is no device"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(settings, says, clone):
+    with pytest.raises(ConfigError) as refused:
+        finetune(clone[0], ENV, **{"total_timesteps": 256, **settings})
+    assert says in str(refused.value)
 
 
 @pytest.mark.usefixtures("saved")

@@ -30,6 +30,7 @@ from il_based_rl.policy import (
     load_tensor,
     require_counts,
     require_hidden_dims,
+    shown_to,
 )
 from il_based_rl.seeding import fresh_seed, generator, generator_state, restore_generator, torch_seed
 from il_based_rl.spaces import numbers_in, space_from_plain
@@ -108,8 +109,8 @@ class BCAgent:
         """
         if not {"observation_space", "action_space"} <= set(dataset.metadata):
             raise SpaceMismatchError(
-                "the demonstrations' metadata name no observation_space and action_space; "
-                "build the policy and pass it to BCAgent"
+                "the demonstrations' metadata name no observation_space and action_space; collect others, "
+                "or in Python make the student by BCAgent.for_spaces"
             )
         _require_sizes(dataset)
         observation_space = space_from_plain(dataset.metadata["observation_space"])
@@ -149,10 +150,10 @@ class BCAgent:
             raise ConfigError(f"this student has had its {self.epochs} epochs; make a new agent, or give it a config with more")
         self._require_patience(dataset)
         training, held_out = self._split(dataset)
-        features, examples = self._examples(training)
+        features, examples = self.examples(training)
         policy.normalizer.fit(features)
         inputs, targets = rule.prepared(policy.normalizer.as_numpy()(features)), rule.prepared(examples)
-        validation = None if held_out is None else self._examples(held_out)
+        validation = None if held_out is None else self.examples(held_out)
         regularized = self.config.l2_coef > 0.0 or self.log_std is not None
         while not self.finished:
             self.optimizer.lr = config.lr * (1.0 - self.epochs / config.epochs)
@@ -172,7 +173,7 @@ class BCAgent:
                 outputs = policy.as_numpy()(validation[0])
                 metrics["validation_loss"], _, _ = self._loss.grads(outputs, self.log_std_array(), validation[1])
                 self._note(metrics["validation_loss"])
-            self._require_finite()
+            self._require_finite(metrics["train_loss"])
             yield EpochProgress(self.epochs, metrics)
 
     def _regularize(self) -> None:
@@ -217,33 +218,31 @@ class BCAgent:
     def require_fits(self, dataset: DemoDataset) -> None:
         """Raise SpaceMismatchError or ConfigError unless the policy can learn from these demonstrations as it is to."""
         self._require_patience(dataset)
-        self._examples(dataset)
+        self.examples(dataset)
 
     def _require_patience(self, dataset: DemoDataset) -> None:
         if self.config.patience is not None and dataset.num_episodes == 1:
             raise ConfigError("--patience needs episodes to hold out, and the demonstrations are of one episode")
 
-    def _examples(self, dataset: DemoDataset) -> tuple[np.ndarray, np.ndarray]:
-        """Features, shape (B, O), and what the loss learns from, shape (B, …)."""
-        policy = self.policy
-        wanted = (policy.codec.row_shape, policy.action_space.shape)
-        found = (dataset.observations.shape[1:], dataset.actions.shape[1:])
-        if wanted != found:
-            raise SpaceMismatchError(
-                f"the demonstrations have observations of shape {found[0]} and actions of shape {found[1]}, "
-                f"the policy reads {wanted[0]} and writes {wanted[1]}"
-            )
-        try:
-            targets = self._loss.targets(dataset.actions, dataset.distributions)
-            return policy.codec.features(dataset.observations), targets
-        except (ValueError, IndexError) as error:
-            raise SpaceMismatchError(f"the demonstrations do not fit the policy's spaces: {error}") from error
+    def examples(self, dataset: DemoDataset) -> tuple[np.ndarray, np.ndarray]:
+        """Return the features of demonstrations, shape (B, O), and what the loss learns from, shape (B, …).
 
-    def _require_finite(self) -> None:
+        Raises:
+            SpaceMismatchError: They do not fit the policy's spaces, or do not tell the distribution that the loss needs.
+        """
+        actions, distributions = dataset.actions, dataset.distributions
+        return shown_to(self.policy, dataset.observations, actions, lambda: self._loss.targets(actions, distributions))
+
+    def _require_finite(self, loss: float) -> None:
         if not bool(torch.isfinite(self._flat.vector.data).all()):
             raise TrainingDivergedError(
                 f"cloning diverged in epoch {self.epochs}: the policy's parameters are no longer finite; "
                 f"lower --lr (now {self.config.lr})"
+            )
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(
+                f"cloning diverged in epoch {self.epochs}: the loss is {loss}, beyond float32; are actions of the "
+                f"demonstrations far too large? Else lower --lr (now {self.config.lr})"
             )
 
     @property

@@ -56,21 +56,34 @@ def _require_file(name: str, path: str) -> None:
     _require(Path(path).name != "" and not path.endswith(("/", os.sep)), name, repr(path), "the path of a file")
 
 
-def require_types(settings: object) -> None:
-    """Raise ConfigError unless every setting is of its type; the command line takes care of that itself, files do not."""
+def _require_types(settings: object) -> None:
+    """Take NumPy's numbers, lists and paths for what a file can hold; raise ConfigError unless each setting is of its type.
+
+    The command line takes care of that itself; Python and files do not.
+    """
     for name, kind in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if is_dataclass(value):
-            require_types(value)
-        elif not _is_of(value, kind):
-            raise ConfigError(f"the setting {name} is a {type(value).__name__}, {value!r:.50}, which it cannot be")
+        value = _plain(getattr(settings, name))
+        object.__setattr__(settings, name, value)
+        if not _is_of(value, kind):
+            raise ConfigError(f"--{name.replace('_', '-')} must be {_described(kind)}, not {value!r:.50}")
 
 
-def _take_plain_numbers(settings: object) -> None:
-    """Take NumPy's numbers as Python's, which are what a file can hold."""
-    for name, value in vars(settings).items():
-        if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
-            object.__setattr__(settings, name, value.item())
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+
+
+def _described(kind: Any) -> str:
+    """Return what is expected, in words."""
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"a list, each of it {_described(get_args(kind)[0])}"
+    return " or ".join(map(_described, get_args(kind))) or words.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
 
 GONE = {
@@ -107,9 +120,7 @@ def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
             values[name] = from_plain(kinds[name], value)
         elif isinstance(value, list):
             values[name] = tuple(value)
-    settings = kind(**values)
-    require_types(settings)
-    return settings
+    return kind(**values)
 
 
 def _is_of(value: object, kind: Any) -> bool:
@@ -117,7 +128,7 @@ def _is_of(value: object, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in parts
     if get_origin(kind) is tuple:
-        return type(value) is tuple and all(type(part) is int for part in value)
+        return type(value) is tuple and all(_is_of(part, parts[0]) for part in value)
     if parts:  # one of several
         return any(_is_of(value, part) for part in parts)
     return type(value) is kind or (kind is float and type(value) is int)
@@ -158,6 +169,9 @@ class TrackingConfig:
     wandb_run_name: str | None = None
     """Run name in Weights & Biases; None stands for run_YYYYMMDD_HHMM_<env>_<steps>."""
 
+    def __post_init__(self) -> None:
+        _require_types(self)
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -195,8 +209,7 @@ class PPOConfig:
     """Compute updates by hand where that models the policy (float32 perceptrons on a CPU), else and when off by autograd."""
 
     def __post_init__(self) -> None:
-        _take_plain_numbers(self)
-        require_types(self)
+        _require_types(self)
         _require_positive(self, "lr", "clip_range", "n_steps", "n_epochs", "max_grad_norm", "reward_clip")
         _require(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "between 0 and 1")
         _require(0.0 <= self.gae_lambda <= 1.0, "gae_lambda", self.gae_lambda, "between 0 and 1")
@@ -272,6 +285,7 @@ class TrainPPOConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_positive(self, "total_timesteps", "num_envs", "obs_clip", "eval_interval", "env_timeout")
         _require_episodes(self, "eval_episodes", least=1)
         _require_time(self.max_time)
@@ -311,6 +325,7 @@ class CollectConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         check_collection(self.num_episodes, self.min_return, self.max_attempts, self.action_noise)
         _require_seed(self.seed)
         _require_file("save_path", self.save_path)
@@ -355,8 +370,7 @@ class BCConfig:
     """Compute updates by hand where that models the policy (float32 perceptrons on a CPU), else and when off by autograd."""
 
     def __post_init__(self) -> None:
-        _take_plain_numbers(self)
-        require_types(self)
+        _require_types(self)
         _require_positive(self, "epochs", "batch_size", "lr")
         fraction = self.validation_fraction
         _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "at least 0 and below 1")
@@ -404,6 +418,7 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_positive(self, "eval_interval")
         _require_episodes(self, "eval_episodes", least=1)
         if self.max_demos is not None:
@@ -436,6 +451,7 @@ class EvaluateConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_episodes(self, "num_episodes", least=1)
         _require_widths(self.hidden_dims)
         _require_seed(self.seed)
@@ -464,6 +480,7 @@ class CompareConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_episodes(self, "num_episodes")
         _require(len(self.policies) > 0, "policies", self.policies, "at least one checkpoint")
         _require_threshold(self.success_threshold)
@@ -507,14 +524,12 @@ class GuardConfig:
     """Evaluations in a row that must be clearly below the clone's for that; what is saved is the best policy all the time."""
 
     def __post_init__(self) -> None:
-        _take_plain_numbers(self)
-        require_types(self)
+        _require_types(self)
         _require_positive(self, "actor_lr", "min_action_std", "max_action_std")
         low, high = self.min_action_std, self.max_action_std
         _require(low <= high, "min_action_std", low, f"at most --max-action-std {high}")
         if self.action_std is not None:
             _require_positive(self, "action_std")
-            _require(low <= self.action_std <= high, "action_std", self.action_std, f"between {low} and {high}")
         _require_positive(self, "gate_patience")
         for name in ("warmup_rollouts", "actor_rampup", "kl_coef", "bc_coef"):
             value = getattr(self, name)
@@ -572,7 +587,7 @@ class FinetuneConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _take_plain_numbers(self)
+        _require_types(self)
         _require_positive(self, "total_timesteps", "num_envs", "eval_interval", "env_timeout")
         _require_episodes(self, "eval_episodes", "final_episodes")
         _require_time(self.max_time)
@@ -597,7 +612,7 @@ class DaggerConfig:
     """Where the best student goes; the run's other files, all demonstrations among them, lie in the folder of that name without
     the suffix."""
     rounds: int = 10
-    """Rounds of playing and cloning."""
+    """Rounds of playing and cloning; the first one is the demonstrations', where they are given."""
     round_steps: int = 2_000
     """Steps of each round, each with one question to the expert."""
     expert_share: float = 0.0
@@ -634,7 +649,7 @@ class DaggerConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _take_plain_numbers(self)
+        _require_types(self)
         _require_positive(self, "rounds", "round_steps")
         _require_episodes(self, "eval_episodes", "final_episodes")
         for name in ("query_budget", "memory"):
@@ -677,6 +692,7 @@ class DemosNeededConfig:
     bc: BCConfig = field(default_factory=BCConfig)
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_positive(self, "num_seeds")
         _require(all(count > 0 for count in self.counts), "counts", " ".join(map(str, self.counts)), "whole numbers above 0")
         _require_episodes(self, "eval_episodes")
@@ -713,6 +729,7 @@ class TuneConfig:
     """Print no line for each trial."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_positive(self, "trials", "total_timesteps")
         _require_episodes(self, "eval_episodes")
         _require(self.confirm_seeds >= 0, "confirm_seeds", self.confirm_seeds, "0 or more")
@@ -757,6 +774,7 @@ class PipelineConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_positive(self, "ppo_timesteps", "bc_epochs")
         _require_episodes(self, "num_demo_episodes", least=1)
         _require_noise(self.action_noise)
@@ -788,6 +806,7 @@ class ReportConfig:
     """Show no progress: neither bars nor lines."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_episodes(self, "num_episodes")
         _require_threshold(self.success_threshold)
         _require_seed(self.seed)
@@ -813,6 +832,7 @@ class VideoConfig:
     """Where the film goes."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_positive(self, "max_frames")
         _require_episodes(self, "num_episodes", least=1)
         _require_seed(self.seed)
@@ -848,6 +868,7 @@ class PlotConfig:
     """Where the figure goes; its suffix is png, svg or pdf."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require(len(self.runs) > 0, "runs", self.runs, "at least one run")
         _require_file("save_path", self.save_path)
         known = (".png", ".svg", ".pdf")
@@ -864,4 +885,5 @@ class DoctorConfig:
     """Where a write is tried; nothing stays there."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_file("save_path", self.save_path)

@@ -74,7 +74,7 @@ def pipeline(config: PipelineConfig) -> Comparison:
         if config.dagger:
             last = policies["DAgger student"]
             run_dagger(
-                DaggerConfig(config.env_id, expert, demos, save_path=str(last), rounds=config.dagger, **played, **tracked)
+                DaggerConfig(config.env_id, expert, demos, save_path=str(last), rounds=1 + config.dagger, **played, **tracked)
             )
         if config.finetune:
             begun, ended = str(last), str(policies["fine-tuned student"])

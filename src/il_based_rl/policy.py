@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -280,6 +280,35 @@ def require_hidden_dims(expected: Sequence[int] | None, found: Sequence[int], pa
         raise ArchitectureMismatchError(
             f"{path} has hidden_dims {list(found)}, not {list(expected)}; leave them out, or give the file's"
         )
+
+
+def shown_to(
+    policy: MLPPolicy, observations: np.ndarray, actions: np.ndarray, targets: Callable[[], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of demonstrated observations, shape (B, O), and what `targets` makes of the actions, shape (B, …).
+
+    Raises:
+        SpaceMismatchError: They are of other spaces than the policy's, or beyond what it can read.
+    """
+    wanted, found = (policy.codec.row_shape, policy.action_space.shape), (observations.shape[1:], actions.shape[1:])
+    if wanted != found:
+        raise SpaceMismatchError(
+            f"the demonstrations have observations of shape {found[0]} and actions of shape {found[1]}, "
+            f"the policy reads {wanted[0]} and writes {wanted[1]}"
+        )
+    try:
+        made = targets()
+        with np.errstate(over="ignore"):  # as what is too large is told below
+            features = policy.codec.features(observations)
+    except (ValueError, IndexError) as error:
+        raise SpaceMismatchError(f"the demonstrations do not fit the policy's spaces: {error}") from error
+    if not (finite := np.isfinite(features).all(axis=1)).all():
+        row = int(np.argmin(finite))
+        raise SpaceMismatchError(
+            f"the demonstrations' observation {row} of {len(finite)} holds a number that is too large for float32, "
+            f"in which policies compute: {observations[row].tolist()!s:.100}; leave its episode out"
+        )
+    return features, made
 
 
 def require_spaces(

@@ -53,13 +53,13 @@ class Aggregation:
     Raises:
         SpaceMismatchError: Expert or demonstrations are of other spaces than the environment, or do not tell the distribution
             that the loss needs.
-        ConfigError: The demonstrations use up all questions.
+        ConfigError: The demonstrations use up all questions, or the only round.
     """
 
     def __init__(self, config: DaggerConfig, expert: Any, demos: DemoDataset | None = None) -> None:
         assert config.seed is not None
         self.config, self.seed, self.expert = config, config.seed, expert
-        self._demos = None if demos is None else replace(demos, acted_by=None)  # which would be policies of another run
+        self._demos, self._actors_before = demos, _actors_before(demos)
         # One environment, as several side by side would be cut in the same early part of their episodes.
         self._players = EpisodePlayers(config.env_id, 1, bounds=config.bounds)
         spaces = self._players.observation_space, self._players.action_space
@@ -70,10 +70,14 @@ class Aggregation:
                 raise ConfigError(
                     f"--query-budget {config.query_budget} leaves no question beyond the {len(demos)} demonstrations"
                 )
+            if config.rounds == 1:
+                raise ConfigError("--rounds 1 is the round of the demonstrations, and leaves none in which the expert is asked")
         self.agent = BCAgent.for_spaces(
             *spaces, config.bc, hidden_dims=config.hidden_dims, seed=self.seed, device=config.device
         )
         self._require_distributions()
+        if demos is not None:
+            self.agent.examples(demos)
         self.asked: DemoDataset | None = None
         """All that the expert was asked; its metadata's `episodes_per_round` tell the rounds apart."""
         self._kept: list[int] = []
@@ -85,6 +89,8 @@ class Aggregation:
         """The best student by mean return from those, and that."""
         self.share: float | None = None
         """Of what the expert is above a random policy, that the last student has; None where the expert is not above it."""
+        self.compared = False
+        """Whether the best student was compared with the expert in the end, and nothing was learned since."""
 
     @property
     def queries(self) -> int:
@@ -113,6 +119,7 @@ class Aggregation:
         """
         while not self.finished:
             fresh = self._demos if self.round == 0 and self._demos is not None else self._played()
+            self.compared = False
             self._aggregate(fresh)
             loss, transitions = self._cloned()
             self.round += 1
@@ -134,7 +141,8 @@ class Aggregation:
             deterministic=True,
             random=generator(self.seed, "aggregation"),
         )
-        actor = mixture(self._asked, student, share, self.round, generator(self.seed, "aggregation", self.round, 0))
+        number = self.round + len(self._actors_before)
+        actor = mixture(self._asked, student, share, number, generator(self.seed, "aggregation", self.round, 0))
         left = math.inf if config.query_budget is None else config.query_budget - self.queries
         seeds = start_seeds(self.seed, "aggregation", key=self.round)
         episodes = list(players.play(actor, seeds, max_steps=int(min(config.round_steps, left))))
@@ -143,7 +151,7 @@ class Aggregation:
         return dataset_of(players, episodes, self.expert, facts)
 
     def _policies(self) -> list[str]:
-        return [EXPERT, *(f"student of round {k}" for k in range(1, self.round + 1))]
+        return [EXPERT, *self._actors_before, *(f"student of round {k}" for k in range(1, self.round + 1))]
 
     def _require_distributions(self) -> None:
         """Raise SpaceMismatchError now if the loss needs distributions that nobody will tell."""
@@ -239,6 +247,7 @@ class Aggregation:
             "best_mean": self.best_mean,
             "share": self.share,
             "finished": self.finished,
+            "compared": self.compared,
             "learner": self.agent.payload()["parameters"],
             "demonstrations": None if self.asked is None else self.asked.fingerprint,
             "expert": digest_of(self.expert),
@@ -259,7 +268,9 @@ class Aggregation:
             require_counts(state, "round")
             self.best = {name: part for name, part in payload.items() if name not in ("dagger", "run")}
             load_parameters(self.agent.policy, state["learner"])
-            self.round, self.asked, self._kept = state["round"], asked, []
+            self.round, self.asked, self._kept, self.compared = state["round"], asked, [], bool(state.get("compared"))
+            if asked is not None:
+                self._actors_before = asked.metadata["policies"][1 : 1 + len(asked.metadata["policies"]) - self.round]
             for number in range(self.round):
                 self._kept = self._remembered(self._kept, number)
             self.best_mean = float(state["best_mean"])
@@ -287,9 +298,17 @@ def asked_until(asked: DemoDataset, number: int) -> DemoDataset | None:
         raise FileFormatError(f"the demonstrations do not hold the {number} rounds that are to be gone on from")
     if number == 0:
         return None
-    policies = asked.metadata["policies"][:number] if isinstance(asked.metadata.get("policies"), list) else []
+    policies = asked.metadata["policies"] if isinstance(asked.metadata.get("policies"), list) else []
+    policies = policies[: number + len(policies) - len(rounds)]  # the last one came with the last round
     part = asked.select(range(sum(rounds[:number])))
     return replace(part, metadata={**part.metadata, "episodes_per_round": rounds[:number], "policies": policies})
+
+
+def _actors_before(demos: DemoDataset | None) -> list[str]:
+    """Return who acted beside the expert in demonstrations of an earlier DAgger."""
+    if demos is None or demos.acted_by is None:
+        return []
+    return [f"{name} of the demonstrations" for name in demos.metadata["policies"][1:]]
 
 
 def digest_of(agent: Any) -> str | None:

@@ -54,10 +54,11 @@ def dagger(expert: Any, env_id: str, **settings: Any) -> tuple[BCAgent, DemoData
         student, dataset = dagger(PPOAgent.load("checkpoints/ppo_agent.pt"), "Hopper-v5", rounds=10, seed=0)
     """
     from il_based_rl.agent import BCAgent
-    from il_based_rl.experiment.hardware import fitting_threads
+    from il_based_rl.experiment.hardware import fitting_threads, require_device
 
     require_in_memory("dagger", settings)
     config = _with_seed(DaggerConfig(env_id=env_id, **settings))
+    require_device(config.device)
     with fitting_threads(config.hidden_dims), contextlib.closing(_started(config, expert)) as learner:
         for _ in learner.learn():
             pass
@@ -112,12 +113,10 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
         if checkpoint is not None:
             learner.restore(checkpoint[1], checkpoint[0], _asked_by(checkpoint, files))
         files.require_writable()
-        cli.say(
-            f"DAgger on {config.env_id}: {config.expert} is asked in {config.rounds} rounds of {config.round_steps} steps..."
-        )
+        cli.say(f"DAgger on {config.env_id}: {config.expert} is asked in {_asked_in(config)}...")
         if learner.finished:
             cli.notice(f"the run is finished: it has {learner.round} rounds and {learner.queries} questions")
-            if checkpoint is None or files.complete(checkpoint):
+            if learner.compared and (checkpoint is None or files.complete(checkpoint)):
                 return BCAgent.from_payload(learner.best, config.save_path, device=config.device)
         label = f"{config.env_id}_{config.rounds}"
         step = learner.queries
@@ -151,6 +150,7 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
                         cli.say(_line(progress.round, progress.queries, progress.metrics))
                     bar.update(eval_reward=progress.metrics["eval_reward"])
                 told = _told_in_the_end(learner)
+            run.keep(learner, learner.queries)
             run.save()
             cli.say(f"From {config.final_episodes} start states never seen before, {told}")
             cli.say(f"Demonstrations saved to {files.folder / DEMOS}")
@@ -176,14 +176,20 @@ def _started(config: DaggerConfig, expert: Any, checkpoint: Checkpoint | None = 
     return Aggregation(config, expert, None if config.demo_path is None or begun else DemoDataset.load(config.demo_path))
 
 
+def _asked_in(config: DaggerConfig) -> str:
+    rounds = f"{config.rounds - 1} of {config.rounds} rounds, after the demonstrations' own, each"
+    return f"{rounds if config.demo_path is not None else f'{config.rounds} rounds'} of {config.round_steps} steps"
+
+
 def _told_in_the_end(learner: Aggregation) -> str:
-    """Say what the best student is worth from start states that nothing was chosen by."""
+    """Compare the best student with the expert from start states that nothing was chosen by, and say what it is worth."""
     from il_based_rl.agent import BCAgent
     from il_based_rl.seeding import generator
     from il_based_rl.statistics import difference, share_of_advantage
 
     best = BCAgent.from_payload(learner.best, "memory")
     student, expert, random = (learner.evaluated(agent, final=True).returns for agent in (best, learner.expert, None))
+    learner.compared = True
     chance = generator(learner.seed, "comparison")
     if not difference(expert, random, chance, paired=True).low > 0.0:  # else a share would be of chance
         means = student.mean(), expert.mean(), random.mean()
@@ -244,13 +250,17 @@ def _asked_by(checkpoint: Checkpoint, files: RunFiles) -> DemoDataset | None:
     own_name = re.sub(r"\.bak\d*$", "", str(path))
     folders = dict.fromkeys((files.folder, RunFiles(own_name).folder, path.parent))
     places = [place for folder in folders for place in sorted(folder.glob(f"{DEMOS}*"))]
+    damaged = ""
     for place in filter(Path.is_file, places):
-        with contextlib.suppress(FileFormatError):
+        try:
             asked = asked_until(DemoDataset.load(place), number)
-            if asked is not None and asked.fingerprint == wanted:
-                return asked
+        except FileFormatError as error:
+            damaged = f" ({error})"
+            continue
+        if asked is not None and asked.fingerprint == wanted:
+            return asked
     looked = ", ".join(str(folder / DEMOS) for folder in folders)
-    raise ResumeError(f"what the expert was asked until {path} was written is in none of {looked}; start afresh")
+    raise ResumeError(f"what the expert was asked until {path} was written is in none of {looked}{damaged}; start afresh")
 
 
 def _going_on(config: DaggerConfig, checkpoint: Checkpoint) -> DaggerConfig:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _TRIED_EPISODES = 20
 """Episodes of each standard deviation that is tried."""
 _FIXED_AT_RESUME = ("checkpoint", "env_id", "num_envs", "seed", "eval_episodes", "demo_path")
+_FIXED_GUARDS = ("action_std", "fresh_critic")
+"""Of the beginning alone."""
 
 
 def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -> PPOAgent:
@@ -57,7 +59,7 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
         expert = finetune(BCAgent.load("checkpoints/bc_student.pt"), "Hopper-v5", 200_000, num_envs=4, seed=0)
     """
     from il_based_rl.agent import BCAgent
-    from il_based_rl.experiment.hardware import fitting_threads
+    from il_based_rl.experiment.hardware import fitting_threads, require_device
     from il_based_rl.ppo_agent import PPOAgent
 
     if not isinstance(student, BCAgent | PPOAgent):
@@ -66,6 +68,7 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
         )
     require_in_memory("finetune", settings)
     config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
+    require_device(config.device)
     with fitting_threads(student.hidden_dims), _world(config) as (envs, players):
         demos = _demos(config, envs)
         config = _with_std(config, student, players)
@@ -234,7 +237,10 @@ def _with_std(config: FinetuneConfig, student: Any, players: EpisodePlayers) -> 
     from il_based_rl.algorithms.guarded_ppo import fitting_std
     from il_based_rl.seeding import start_seeds
 
-    if config.guard.action_std is not None or not isinstance(players.action_space, spaces.Box):
+    given, low, high = config.guard.action_std, config.guard.min_action_std, config.guard.max_action_std
+    if given is not None and not low <= given <= high:
+        raise ConfigError(f"--action-std must be between {low} and {high}, got {given}")
+    if given is not None or not isinstance(players.action_space, spaces.Box):
         return config
     assert config.seed is not None
     seeds = list(start_seeds(config.seed, "evaluation in training", min(config.eval_episodes, _TRIED_EPISODES)))
@@ -284,7 +290,7 @@ def _begun(
     files: RunFiles,
 ) -> tuple[GuardedPPO, FinetuneConfig]:
     """Return a fresh learner or the resumed one, and the settings made complete."""
-    from il_based_rl.algorithms.guarded_ppo import GuardedPPO
+    from il_based_rl.algorithms.guarded_ppo import GuardedPPO, examples_for
     from il_based_rl.checkpoint import load_agent
     from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.policy import require_spaces
@@ -294,6 +300,8 @@ def _begun(
         student = load_agent(config.checkpoint)
         actor = student.policy.actor if isinstance(student, PPOAgent) else student.policy
         require_spaces(actor, envs.observation_space, envs.action_space, config.checkpoint, config.env_id)
+        if demos is not None:
+            examples_for(actor, demos)
         files.require_writable()  # which makes folders; what follows may take a while, and play
         with fitting_threads(student.hidden_dims):  # by which initial weights differ too
             config = _with_std(_with_seed(config), student, players)
@@ -301,7 +309,10 @@ def _begun(
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
+    if config.guard.action_std is None:
+        config = replace(config, guard=replace(config.guard, action_std=stored.guard.action_std))
     require_unchanged(path, stored, config, _FIXED_AT_RESUME)
+    require_unchanged(path, stored.guard, config.guard, _FIXED_GUARDS)
     shown = None if demos is None else demos.fingerprint
     if payload["run"]["settings"].get("demonstrations", shown) != shown:
         raise ResumeError(f"{config.demo_path} holds other demonstrations than those that {path} was trained on")

@@ -23,7 +23,7 @@ from il_based_rl.flat_parameters import GroupedAdam
 from il_based_rl.heads import to_tensor
 from il_based_rl.interop import actor_from, disturbed
 from il_based_rl.networks import MLP
-from il_based_rl.policy import MLPPolicy, copied, load_parameters, require_counts
+from il_based_rl.policy import MLPPolicy, copied, load_parameters, require_counts, shown_to
 from il_based_rl.ppo_agent import PPOAgent, Progress
 from il_based_rl.ppo_updates import Anchor
 from il_based_rl.rollout import Actor, EpisodePlayers, Teacher
@@ -165,8 +165,8 @@ class GuardedPPO:
             moved = not self.warming
             if not moved:  # else actions would move with the statistics that they are read by
                 self.agent.policy.actor.normalizer.load_state_dict(self._clone.normalizer.state_dict())
-            self._advance(progress.metrics["explained_variance"])
             facts = {"actor_moves": float(moved), "actor_lr": self._optimizer.shares[0] * self._optimizer.lr}
+            self._advance(progress.metrics["explained_variance"])
             if (log_std := self.agent.policy.log_std) is not None:
                 facts["action_std"] = float(log_std.detach().exp().mean())
             if divergences := self._anchor.divergences:
@@ -212,9 +212,8 @@ class GuardedPPO:
 
     def _prepared(self, demos: DemoDataset) -> tuple[Tensor, Tensor]:
         """Return features and raw actions of demonstrations, as tensors."""
-        actor, device = self.agent.policy.actor, self.agent.device
-        features = to_tensor(actor.codec.features(demos.observations), device)
-        return features, to_tensor(actor.head.from_env(demos.actions), device)
+        features, raw = examples_for(self.agent.policy.actor, demos)
+        return to_tensor(features, self.agent.device), to_tensor(raw, self.agent.device)
 
     def judge(self, returns: np.ndarray, random: np.random.Generator) -> Estimate:
         """Compare the present policy with the clone, from the same start states; keep it, or go back to the best one.
@@ -267,6 +266,15 @@ class GuardedPPO:
         policy.load_state_dict(learner)
         self.settled = True
         return margin
+
+
+def examples_for(actor: MLPPolicy, demos: DemoDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of demonstrations, shape (B, O), and their raw actions, shape (B, A).
+
+    Raises:
+        SpaceMismatchError: They do not fit the actor's spaces.
+    """
+    return shown_to(actor, demos.observations, demos.actions, lambda: actor.head.from_env(demos.actions))
 
 
 def _stds(guard: GuardConfig) -> list[float]:

@@ -16,6 +16,7 @@ from il_based_rl.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from il_based_rl.agent import BCAgent
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.statistics import Estimate
@@ -65,6 +66,7 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
     work = cli.Progress("cloning", len(counts) * config.num_seeds, "student", quiet=config.quiet)
     with fitting_threads(config.hidden_dims), EpisodePlayers(_env_id(config, dataset), config.eval_episodes) as players, work:
         dataset.require_env(players.env_id, players.observation_space, players.action_space)
+        _student(config, players, seed=0).require_fits(dataset)
         for path in (save_path, save_path.with_suffix(".svg")):
             if (backup := move_aside(path, leave_copy=True)) is not None:
                 cli.notice(f"{path} is replaced; the old file is kept as {backup}")
@@ -124,7 +126,6 @@ def _point(config: DemosNeededConfig, dataset: DemoDataset, count: int, players:
     """Clone one student for each seed, from the first episodes in an order of its own; all play from the same start states."""
     import numpy as np
 
-    from il_based_rl.agent import BCAgent
     from il_based_rl.evaluate import play_evaluation
     from il_based_rl.seeding import generator, start_seeds
     from il_based_rl.statistics import Estimate, luck_of_starts, mean_interval, widened
@@ -136,7 +137,7 @@ def _point(config: DemosNeededConfig, dataset: DemoDataset, count: int, players:
         random = generator(config.seed, "validation split", 1, k)
         drawn = dataset.select(np.sort(random.permutation(dataset.num_episodes)[:count]))
         seed = int(random.integers(2**31))
-        student = BCAgent.for_dataset(drawn, config.bc, hidden_dims=config.hidden_dims, seed=seed)
+        student = _student(config, players, seed)
         for _ in student.learn(drawn):
             pass
         returns.append(play_evaluation(student, players, starts, quiet=True).returns)
@@ -145,6 +146,13 @@ def _point(config: DemosNeededConfig, dataset: DemoDataset, count: int, players:
     means = np.mean(returns, axis=1)
     found = widened(Estimate(float(means.mean()), *mean_interval(means)), luck_of_starts((1.0, np.array(returns))))
     return Point(count, float(np.mean(transitions)), means.tolist(), found.low, found.high)
+
+
+def _student(config: DemosNeededConfig, players: EpisodePlayers, seed: int) -> BCAgent:
+    from il_based_rl.agent import BCAgent
+
+    spaces = players.observation_space, players.action_space
+    return BCAgent.for_spaces(*spaces, config.bc, hidden_dims=config.hidden_dims, seed=seed)
 
 
 def _estimate(returns: Any, seed: int) -> Estimate:
