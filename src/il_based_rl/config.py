@@ -118,8 +118,6 @@ def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
         if is_dataclass(kinds[name]):
             values[name] = from_plain(kinds[name], value)
-        elif isinstance(value, list):
-            values[name] = tuple(value)
     return kind(**values)
 
 
