@@ -598,6 +598,7 @@ def test_a_finished_run_says_so_and_a_fresh_one_keeps_the_old(capsys):
     main(["dagger", "--resume", "--save-path", "c/s.pt"])
     assert "the run is finished: it has 4 rounds and 400 questions" in capsys.readouterr().err
     main(RUN.split())
+    assert "what was asked before in c/s/demos.npz is kept as c/s/demos.npz.bak" in capsys.readouterr().err
     assert {"demos.npz.bak", "best.pt.bak"} <= {path.name for path in Path("c/s").glob("*.bak")}
     main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "6"])
     assert read_checkpoint("c/s.pt")["dagger"]["round"] == 6

@@ -552,7 +552,7 @@ def test_one_run_named_twice_is_one_and_how_loud_it_was_makes_no_difference(caps
     train("a1.pt", "--quiet", seed=1)
     capsys.readouterr()
     main(["plot", "a0.pt", "a0", "a1", "--save-path", "curves.png"])
-    assert capsys.readouterr().out.startswith("2 runs in 1 curves")
+    assert capsys.readouterr().out.startswith("2 runs in 1 curve saved")
 
 
 def test_runs_are_listed_with_how_far_they_are(capsys):

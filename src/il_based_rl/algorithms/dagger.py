@@ -207,7 +207,9 @@ def _put_other_demos_aside(learner: Aggregation, files: RunFiles) -> None:
         there = DemoDataset.load(files.folder / DEMOS)
         if learner.asked is not None and there.fingerprint == learner.asked.fingerprint:
             return
-    move_aside(files.folder / DEMOS, leave_copy=learner.asked is not None)  # as a kill may come before the next is written
+    kept = learner.asked is not None  # as a kill may come before the next is written
+    if (backup := move_aside(files.folder / DEMOS, leave_copy=kept)) is not None:
+        cli.notice(f"what was asked before in {files.folder / DEMOS} is kept as {backup}")
 
 
 def _save_asked(learner: Aggregation, files: RunFiles) -> None:

@@ -183,7 +183,8 @@ def plot(config: PlotConfig) -> None:
     drawn = learning_curves(curves, axes[0], config.metric.replace("_", " "))
     with atomic_path(config.save_path) as temporary:
         drawn.savefig(temporary, format=Path(config.save_path).suffix.removeprefix("."), dpi=150)
-    cli.say(f"{len(told)} runs in {len(curves)} curves saved to {config.save_path}")
+    counts = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in ((len(told), "run"), (len(curves), "curve"))]
+    cli.say(f"{' in '.join(counts)} saved to {config.save_path}")
 
 
 def _run_at(path: Path) -> FoundRun:
