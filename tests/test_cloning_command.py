@@ -76,11 +76,11 @@ def test_an_evaluated_run_that_was_interrupted_ends_where_one_straight_through_e
     main(JUDGED.split())
     real, calls = BCAgent._require_finite, []
 
-    def struck(self):
+    def struck(self, loss):
         calls.append(1)
         if len(calls) == nth:
             raise KeyboardInterrupt
-        real(self)
+        real(self, loss)
 
     with monkeypatch.context() as patched:
         patched.setattr(BCAgent, "_require_finite", struck)

@@ -963,7 +963,7 @@ def test_numpys_numbers_are_settings_as_pythons_are(tmp_path):
     "settings", [{"lr_schedule": "cosine"}, {"n_epochs": 2.0}, {"lr": "1e-3"}, {"normalize_obs": 1}, {"lr": np.ones(2)}]
 )
 def test_settings_of_another_type_are_refused_at_once(settings):
-    with pytest.raises(ConfigError, match=next(iter(settings))):
+    with pytest.raises(ConfigError, match=f"--{next(iter(settings))} must be ".replace("_", "-")):
         PPOConfig(**settings)
 
 
