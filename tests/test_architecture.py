@@ -114,3 +114,19 @@ print("heavy:", {_HEAVY})
         assert f"usage: il-rl {command}" in output
         assert f"left {command} with 0" in output
     assert output.splitlines()[-1] == "heavy: []"
+
+
+def test_evaluating_and_collecting_do_not_wait_for_scipy():
+    code = """
+import sys
+import gymnasium as gym
+from il_based_rl.collect import collect_demos
+from il_based_rl.evaluate import evaluate_policy
+from il_based_rl.ppo_agent import PPOAgent
+env = gym.make("CartPole-v1")
+agent = PPOAgent.for_spaces(env.observation_space, env.action_space, seed=0)
+evaluate_policy(agent, "CartPole-v1", 2, quiet=True)
+collect_demos("CartPole-v1", agent, 2, quiet=True)
+print("scipy" in sys.modules)
+"""
+    assert run_python(code).strip() == "False"
