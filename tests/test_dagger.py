@@ -551,9 +551,12 @@ def test_a_setting_of_another_type_is_named(settings, says):
 
 def test_lists_paths_and_numpys_numbers_are_taken():
     given = {"hidden_dims": [np.int64(8)], "rounds": np.int32(2), "stop_at": np.float32(2.0), "save_path": Path("c/s.pt")}
+    given |= {"device": torch.device("cpu"), "quiet": np.bool_(True)}
     config = DaggerConfig(ENV, **given)
     assert (config.hidden_dims, config.rounds, config.stop_at, config.save_path) == ((8,), 2, 2.0, "c/s.pt")
+    assert (config.device, config.quiet) == ("cpu", True)
     assert type(config.hidden_dims[0]) is int
+    assert DaggerConfig(ENV, hidden_dims=np.array([8, 4])).hidden_dims == (8, 4)
 
 
 @pytest.mark.usefixtures("expert")

@@ -57,7 +57,7 @@ def _require_file(name: str, path: str) -> None:
 
 
 def _require_types(settings: object) -> None:
-    """Take NumPy's numbers, lists and paths for what a file can hold; raise ConfigError unless each setting is of its type.
+    """Take NumPy's numbers, lists, paths and devices for what a file can hold; raise ConfigError unless each setting is of its type.
 
     The command line takes care of that itself; Python and files do not.
     """
@@ -69,11 +69,13 @@ def _require_types(settings: object) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+    return str(value) if repr(type(value)) == "<class 'torch.device'>" else value  # torch is not imported here
 
 
 def _described(kind: Any) -> str:
