@@ -16,6 +16,7 @@ from il_based_rl.compare import compare_policies
 from il_based_rl.config import CompareConfig
 from il_based_rl.errors import ConfigError, FileMissingError, SpaceMismatchError
 from il_based_rl.evaluate import evaluate_policy
+from il_based_rl.files import write_json
 from il_based_rl.ppo_agent import PPOAgent
 
 
@@ -58,6 +59,17 @@ def agent(seed=0):
 
 def of(numbers, name):
     return next(policy for policy in numbers["policies"] if policy["name"] == name)
+
+
+def test_odd_arguments_are_taken_as_they_are_meant_or_refused(tmp_path):
+    policies, env_id = {"five": always(5.0)}, "goals/Goals-v0"
+    comparison = compare_policies(policies, gym.spec(env_id), np.int64(3), success_threshold=np.float32(9.0))
+    write_json(tmp_path / "c.json", comparison.numbers)
+    assert comparison.numbers["env_id"] == env_id
+    with pytest.raises(TypeError):
+        compare_policies(policies, env_id, start_seeds=[0.5, 1.5])
+    with pytest.raises(ConfigError, match="two policies have one name"):
+        compare_policies({1: always(5.0), "1": always(4.0)}, env_id, 3)
 
 
 def test_all_play_from_the_start_states_that_evaluate_has_for_this_seed():

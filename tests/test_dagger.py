@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from il_based_rl.agent import BCAgent
 from il_based_rl.algorithms import aggregation
 from il_based_rl.algorithms import dagger as dagger_module
 from il_based_rl.algorithms.aggregation import Aggregation
-from il_based_rl.algorithms.dagger import dagger
+from il_based_rl.algorithms.dagger import dagger, run_dagger
 from il_based_rl.checkpoint import load_agent
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, DaggerConfig
@@ -557,6 +558,17 @@ def test_lists_paths_and_numpys_numbers_are_taken():
     assert (config.device, config.quiet) == ("cpu", True)
     assert type(config.hidden_dims[0]) is int
     assert DaggerConfig(ENV, hidden_dims=np.array([8, 4])).hidden_dims == (8, 4)
+
+
+@pytest.mark.usefixtures("expert")
+def test_texts_of_an_enumeration_are_stored_as_texts():
+    class Chosen(enum.StrEnum):
+        LOSS, ENV = "nll", ENV
+
+    bc = BCConfig(epochs=2, loss=Chosen.LOSS)
+    run_dagger(DaggerConfig(Chosen.ENV, "expert.pt", save_path="c/s.pt", rounds=2, round_steps=50, **{**TINY, "bc": bc}))
+    settings = read_checkpoint("c/s.pt")["run"]["settings"]
+    assert (settings["env_id"], settings["bc"]["loss"]) == (ENV, "nll")
 
 
 @pytest.mark.usefixtures("expert")

@@ -93,7 +93,7 @@ def test_select_takes_episodes_in_the_given_order_and_refuses_others():
     assert chosen.actions.ravel().tolist() == pytest.approx([0.2, 0.21, 0.22, 0.0, 0.01])
     assert chosen.seeds.tolist() == [102, 100]
     assert chosen.final_observations.ravel().tolist() == [23, 2]
-    for wrong in ([3], [-1], [], [0.9, 1.9], [[0]], ["0"]):
+    for wrong in ([3], [-1], [], [0.9, 1.9], [[0]], ["0"], 1):
         with pytest.raises(IndexError, match="3 episodes"):
             dataset().select(wrong)
 
@@ -346,3 +346,6 @@ def test_joined_with_a_disturbed_one_the_labels_of_the_other_were_executed():
     noisy = dataclasses.replace(still, executed_actions=still.actions + 1)
     joined = DemoDataset.joined([still, noisy], {})
     assert joined.executed_actions.tolist() == [*still.actions.tolist(), *(still.actions + 1).tolist()]
+    assert same(DemoDataset.joined((part for part in [still, noisy]), {}), joined)
+    with pytest.raises(ValueError, match="no data sets to join"):
+        DemoDataset.joined([], {})

@@ -9,7 +9,8 @@ import pytest
 import toy_envs
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from il_based_rl.envs import InProcessEnvs, Player, VectorEnvs, as_envs, make_env, make_players
+from il_based_rl.envs import InProcessEnvs, Player, VectorEnvs, as_envs, make_env, make_envs, make_players
+from il_based_rl.envs.bounds import bounds_hold
 from il_based_rl.errors import (
     ConfigError,
     EnvironmentFaultError,
@@ -302,3 +303,35 @@ def test_large_half_precision_observations_give_no_warning(recwarn):
     player.row = np.array([3e4, 3e4], np.float16)
     player._require_sound(0.0)
     assert not list(recwarn)
+
+
+@pytest.mark.parametrize("call", [lambda envs: envs.reset([0, 1]), lambda envs: envs.step(np.zeros(2, np.int64))])
+def test_workers_that_are_closed_say_so(call):
+    with make_envs("CartPole-v1", 2, vectorization="async") as envs:
+        envs.reset([0, 1])
+    with pytest.raises(EnvironmentFaultError, match="these environments are closed"):
+        call(envs)
+
+
+def test_a_specification_leaves_its_bounds_as_its_id_does():
+    assert bounds_hold(gym.spec("CartPole-v1"), "auto")
+    assert not bounds_hold(gym.spec("LunarLander-v3"), "auto")
+    assert not bounds_hold("LunarLander-v3", "auto")
+
+
+def test_infos_as_a_list_hold_the_final_observations():
+    def finals(envs):
+        envs = as_envs(envs)
+        envs.reset([0, 1])
+        return [np.stack(list(record.final_rows.values())) for record in stepped(envs) if record.final_rows]
+
+    def stepped(envs):
+        for _ in range(30):
+            yield envs.step(np.zeros(2, np.int64))
+
+    def made():
+        return gymnasium_envs("CartPole-v1", 2, AutoresetMode.SAME_STEP)
+
+    plain, listed = finals(made()), finals(gym.wrappers.vector.DictInfoToList(made()))
+    assert len(plain) > 2
+    assert all(np.array_equal(one, other) for one, other in zip(plain, listed, strict=True))

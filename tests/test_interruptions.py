@@ -331,7 +331,7 @@ def test_cloning_ends_soon_with_the_last_whole_epoch_saved(number, start):
     command.send(number)
     assert command.code() in CODES[number]
     saved, interrupted = command.messages.splitlines()
-    assert steps_kept() >= 100
+    assert steps_kept() >= 99  # a signal may come between the 100th row and its student, and the row is then taken back
     assert (saved, interrupted) == (f"saved at step {steps_kept()}; go on with --resume", "interrupted")
     assert half_written() == []
 

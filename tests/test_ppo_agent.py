@@ -975,3 +975,15 @@ def test_a_policy_that_no_file_could_hold_is_refused_at_once(shape):
     space = gym.spaces.Box(-1.0, 1.0, (2,))
     with pytest.raises(ConfigError, match=next(iter(shape))):
         PPOAgent.for_spaces(space, space, **shape)
+
+
+def test_an_activation_of_numpys_text_is_stored_as_a_text(tmp_path):
+    space = gym.spaces.Box(-1.0, 1.0, (2,))
+    PPOAgent.for_spaces(space, space, hidden_dims=(8,), activation=np.str_("relu"), seed=0).save(tmp_path / "a.pt")
+    assert PPOAgent.load(tmp_path / "a.pt").policy.actor.activation == "relu"
+
+
+@pytest.mark.parametrize("settings", [{"lr": 10**400}, {"n_steps": 10**400}, {"value_coef": 10**400}])
+def test_a_number_beyond_all_others_is_refused(settings):
+    with pytest.raises(ConfigError, match="must be"):
+        PPOConfig(**settings)

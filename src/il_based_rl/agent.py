@@ -267,7 +267,7 @@ class BCAgent:
         return self.policy.distribution(observations, self.log_std_array())
 
     def save(self, path: str | Path) -> None:
-        """Write the student as one `.pt` file; arguments and errors as in `PPOAgent.save`."""
+        """Write the student as one `.pt` file; errors as in `PPOAgent.save`."""
         write_checkpoint(path, self.payload())
 
     def payload(self) -> dict[str, Any]:

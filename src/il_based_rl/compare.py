@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -71,11 +72,16 @@ def compare_policies(
     from il_based_rl.seeding import generator
     from il_based_rl.seeding import start_seeds as seeds_for
 
-    seeds = list(seeds_for(seed, "evaluation", max(num_episodes, 0)) if start_seeds is None else start_seeds)
+    chosen = seeds_for(seed, "evaluation", max(operator.index(num_episodes), 0)) if start_seeds is None else start_seeds
+    seeds = list(map(operator.index, chosen))
     listed = {str(name): list(given) if isinstance(given, list | tuple) else [given] for name, given in policies.items()}
+    if len(listed) < len(policies):
+        raise ConfigError(f"two policies have one name, written out: {list(policies)!r:.80}; give each its own")
     _require_one_random(listed)
-    if success_threshold is not None and not math.isfinite(success_threshold):
-        raise ConfigError(f"success_threshold must be a finite number, got {success_threshold}")
+    if success_threshold is not None:
+        success_threshold = float(success_threshold)
+        if not math.isfinite(success_threshold):
+            raise ConfigError(f"success_threshold must be a finite number, got {success_threshold}")
     if not listed or not all(listed.values()) or len(seeds) < 2:
         raise ConfigError(f"a comparison needs policies and two start states, got {listed} and {len(seeds)} start states")
     _require_different_runs(listed)
@@ -93,7 +99,7 @@ def compare_policies(
             latency = None if isinstance(agents[0], str) else _latency(agents[0], episodes[0].rows)
             paths = [located(each) for each in listed[name] if _is_path(each)]
             contenders.append(Contender(name, agents, results, episodes, paths, latency))
-    return compared(contenders, env_id, seeds, generator(seed, "comparison"), success_threshold)
+    return compared(contenders, getattr(env_id, "id", env_id), seeds, generator(seed, "comparison"), success_threshold)
 
 
 def _require_one_random(listed: Mapping[str, Sequence[Any]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ MAX_SECONDS = 10**9
 """Longest time limit, 31 years; a clock that is set further ahead may not ring."""
 
 
+def _is_finite(value: float) -> bool:
+    return abs(value) <= sys.float_info.max  # a whole number may be too large to be asked otherwise
+
+
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
         raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
@@ -41,7 +46,7 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
 def _require_positive(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        _require(value > 0 and math.isfinite(value), name, value, "above 0 and finite")
+        _require(value > 0 and _is_finite(value), name, value, "above 0 and finite")
 
 
 def _require_widths(hidden_dims: tuple[int, ...] | None) -> None:
@@ -57,7 +62,7 @@ def _require_file(name: str, path: str) -> None:
 
 
 def _require_types(settings: object) -> None:
-    """Take NumPy's numbers, lists, paths and devices for what a file can hold; raise ConfigError unless each setting is of its type.
+    """Take NumPy's numbers, enumerations, lists, paths and devices for what a file can hold; then require each one's type.
 
     The command line takes care of that itself; Python and files do not.
     """
@@ -71,8 +76,12 @@ def _require_types(settings: object) -> None:
 def _plain(value: Any) -> Any:
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return tuple(map(_plain, value))
+    if isinstance(value, str):
+        return str.__str__(value)  # the text itself, where it is of a kind that an enumeration has made
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return str(value) if repr(type(value)) == "<class 'torch.device'>" else value  # torch is not imported here
@@ -126,11 +135,13 @@ def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
 def _is_of(value: object, kind: Any) -> bool:
     parts = get_args(kind)
     if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in parts
+        return value in parts
     if get_origin(kind) is tuple:
         return type(value) is tuple and all(_is_of(part, parts[0]) for part in value)
     if parts:  # one of several
         return any(_is_of(value, part) for part in parts)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return isinstance(value, kind)
     return type(value) is kind or (kind is float and type(value) is int)
 
 
@@ -148,7 +159,7 @@ def _require_episodes(settings: object, *names: str, least: int = 2) -> None:
 
 
 def _require_threshold(success_threshold: float | None) -> None:
-    finite = success_threshold is None or math.isfinite(success_threshold)
+    finite = success_threshold is None or _is_finite(success_threshold)
     _require(finite, "success_threshold", success_threshold, "a finite number")
 
 
@@ -216,7 +227,7 @@ class PPOConfig:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2, as advantages are normalised over it")
         for name in ("entropy_coef", "value_coef"):
             value = getattr(self, name)
-            _require(value >= 0.0 and math.isfinite(value), name, value, "0 or more")
+            _require(value >= 0.0 and _is_finite(value), name, value, "0 or more")
 
 
 def _require_rollout(ppo: PPOConfig, num_envs: int) -> None:
@@ -334,7 +345,7 @@ class CollectConfig:
 
 
 def _require_noise(action_noise: float) -> None:
-    _require(action_noise >= 0.0 and math.isfinite(action_noise), "action_noise", action_noise, "0 or more")
+    _require(action_noise >= 0.0 and _is_finite(action_noise), "action_noise", action_noise, "0 or more")
 
 
 def check_collection(num_episodes: int, min_return: float | None, max_attempts: int | None, action_noise: float) -> None:
@@ -376,7 +387,7 @@ class BCConfig:
         _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "at least 0 and below 1")
         for name in ("l2_coef", "entropy_coef"):
             value = getattr(self, name)
-            _require(value >= 0.0 and math.isfinite(value), name, value, "0 or more")
+            _require(value >= 0.0 and _is_finite(value), name, value, "0 or more")
         if self.patience is not None:
             _require_positive(self, "patience")
             _require(fraction > 0.0, "patience", self.patience, "left out where --validation-fraction is 0")
@@ -533,7 +544,7 @@ class GuardConfig:
         _require_positive(self, "gate_patience")
         for name in ("warmup_rollouts", "actor_rampup", "kl_coef", "bc_coef"):
             value = getattr(self, name)
-            _require(value >= 0 and math.isfinite(value), name, value, "0 or more")
+            _require(value >= 0 and _is_finite(value), name, value, "0 or more")
         for name in ("kl_decay", "bc_decay"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
         _require(self.warmup_variance <= 1.0, "warmup_variance", self.warmup_variance, "at most 1")
@@ -657,7 +668,7 @@ class DaggerConfig:
                 _require_positive(self, name)
         for name in ("expert_share", "expert_decay"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
-        finite = self.stop_at is None or math.isfinite(self.stop_at)
+        finite = self.stop_at is None or _is_finite(self.stop_at)
         _require(finite, "stop_at", self.stop_at, "a finite number")
         _require_widths(self.hidden_dims)
         _require_time(self.max_time)
@@ -847,6 +858,9 @@ class PresetsConfig:
     env_id: Positional[str | None] = None
     """Gymnasium environment ID; None lists all."""
 
+    def __post_init__(self) -> None:
+        _require_types(self)
+
 
 @dataclass(frozen=True)
 class RunsConfig:
@@ -854,6 +868,9 @@ class RunsConfig:
 
     folder: Positional[str] = "."
     """Folder to look in, and below."""
+
+    def __post_init__(self) -> None:
+        _require_types(self)
 
 
 @dataclass(frozen=True)

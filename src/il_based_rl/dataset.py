@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ class DemoDataset:
         whole = chosen.ndim == 1 and chosen.dtype.kind in "iu"
         if not whole or len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= self.num_episodes:
             raise IndexError(
-                f"episodes {list(episodes)} of a data set of {self.num_episodes} episodes; expected whole numbers from 0 to "
+                f"episodes {episodes!r:.80} of a data set of {self.num_episodes} episodes; expected whole numbers from 0 to "
                 f"{self.num_episodes - 1}, or as many truth values as there are episodes"
             )
         starts, lengths = self.episode_starts[chosen], self.episode_lengths[chosen]
@@ -193,8 +193,10 @@ class DemoDataset:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[DemoDataset], metadata: Mapping[str, Any]) -> DemoDataset:
+    def joined(cls, parts: Iterable[DemoDataset], metadata: Mapping[str, Any]) -> DemoDataset:
         """Return the episodes of several data sets as one; of the further arrays those that all of them have."""
+        if not (parts := list(parts)):
+            raise ValueError("no data sets to join; give one or more")
         if any(part.executed_actions is not None for part in parts):  # of the others it was the label
             parts = [
                 part if part.executed_actions is not None else replace(part, executed_actions=part.actions) for part in parts

@@ -76,7 +76,8 @@ class MLPPolicy(nn.Module):
             generator = torch.Generator()
             generator.seed()
         self.observation_space, self.action_space = observation_space, action_space
-        self.hidden_dims, self.activation = tuple(map(operator.index, hidden_dims)), activation
+        self.hidden_dims: tuple[int, ...] = tuple(map(operator.index, hidden_dims))
+        self.activation = str.__str__(activation) if isinstance(activation, str) else activation  # no enumeration's, or NumPy's
         self.codec = ObservationCodec(observation_space)
         self.head = action_head(action_space)
         self.normalizer = RunningNormalizer(self.codec.measured, obs_clip)
@@ -91,7 +92,7 @@ class MLPPolicy(nn.Module):
             raise ConfigError(f"hidden_dims has {len(self.hidden_dims)} sizes; expected at most {MAX_LAYERS}")
         if min(self.hidden_dims, default=1) < 1:
             raise ConfigError(f"hidden_dims must be above 0, got {self.hidden_dims}")
-        if self.activation not in ("tanh", "relu"):
+        if self.activation not in ("tanh", "relu") or type(self.activation) is not str:
             raise ConfigError(f"activation must be tanh or relu, got {self.activation!r:.50}")
         if not 0.0 < self.normalizer.clip < math.inf:
             raise ConfigError(f"obs_clip must be above 0 and finite, got {self.normalizer.clip}")

@@ -128,7 +128,8 @@ class PPOAgent:
     def learn(self, envs: Envs | gym.vector.VectorEnv[Any, Any, Any], total_timesteps: int) -> Iterator[Progress]:
         """Train until `env_steps` reaches `total_timesteps`, rounded up to whole rollouts; yield after each update.
 
-        The environments are reset at once; those of a loaded agent are brought back to where they were, if that can be done.
+        The environments are reset at once, so that no two agents learn in the same ones by turns; those of a loaded agent are
+        brought back to where they were, if that can be done.
         Every step of a vector environment counts, the fake ones that some insert after an episode too.
         Observation and reward statistics are frozen while a rollout is collected and learned from, and take it in afterwards
         (rewards: before it is scaled), so that the policy that acted is the one whose probabilities are compared.

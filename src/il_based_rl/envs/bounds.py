@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from il_based_rl.errors import ConfigError
 from il_based_rl.spaces import ObservationCodec
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
 
 LEAVING_BOUNDS = ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3")
 """Those of Gymnasium's environments that leave the bounds which they declare, in the first episodes already; none of its
@@ -17,11 +20,11 @@ _FEW = 32
 """Numbers of an observation that are looked at one by one."""
 
 
-def bounds_hold(env_id: str, rule: str) -> bool:
+def bounds_hold(env_id: str | EnvSpec, rule: str) -> bool:
     """Whether an observation outside its space's bounds is an error.
 
     Args:
-        env_id: Gymnasium environment ID.
+        env_id: Gymnasium environment ID, or its specification.
         rule: `strict` yes, `any` no, `auto` yes but in `LEAVING_BOUNDS`.
 
     Raises:
@@ -30,7 +33,8 @@ def bounds_hold(env_id: str, rule: str) -> bool:
     if rule not in ("auto", "strict", "any"):
         raise ConfigError(f"bounds must be auto, strict or any, got {rule!r:.50}")
     # As text, as `make_env` comes later and says what is wrong where something else than an ID is given.
-    return rule == "strict" or (rule == "auto" and str(env_id).rpartition(":")[2] not in LEAVING_BOUNDS)
+    name = str(getattr(env_id, "id", env_id)).rpartition(":")[2]
+    return rule == "strict" or (rule == "auto" and name not in LEAVING_BOUNDS)
 
 
 class Bounds:

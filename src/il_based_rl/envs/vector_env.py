@@ -43,7 +43,9 @@ class VectorEnvs:
     ) -> None:
         mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
-            raise ConfigError(f"the vector environment's autoreset mode is {mode}; expected SAME_STEP or NEXT_STEP")
+            raise ConfigError(
+                f"the vector environment's autoreset mode is {mode!r}; expected SAME_STEP or NEXT_STEP of AutoresetMode"
+            )
         self._envs, self._same_step = envs, mode == AutoresetMode.SAME_STEP
         self.num_envs = len(envs) if hasattr(envs, "__len__") else envs.num_envs
         self.observation_space = observation_space or envs.single_observation_space
@@ -117,7 +119,8 @@ class VectorEnvs:
 
     def _final_row(self, infos: Any, i: int, action: np.ndarray) -> np.ndarray:
         try:
-            return self._codec.row(infos["final_obs"][i])
+            # Gymnasium's DictInfoToList gives a list, one an environment.
+            return self._codec.row(infos[i]["final_obs"] if isinstance(infos, list) else infos["final_obs"][i])
         except Exception as error:  # as above
             raise EnvironmentFaultError(
                 f"{self._place(i, action)}: the observation that the episode ended in: {type(error).__name__}: {error}"

@@ -191,6 +191,8 @@ class WorkerEnvs:
         raise EnvironmentFaultError(answer) if answer is not None else self._fault(w, _exit_of(worker.process))
 
     def _order(self, command: int) -> None:
+        if not self._workers and command != CLOSE:
+            raise EnvironmentFaultError("these environments are closed; make others, or learn inside their `with` block")
         self._shared["commands"][:] = command
         for worker in self._workers:
             worker.go.release()
