@@ -6,9 +6,9 @@ them removed; plain PPO that takes the clone's weights (naive); and, with the sa
 DAgger is compared with cloning from as many of the expert's labels, and fine-tuned on. All are judged from start states that
 nothing was chosen by.
 
-Rows are appended to `benchmarks/results/improve.jsonl`, and runs that have one are left out, so that an interrupted benchmark
-goes on where it was; a row remembers the expert, and those of another one are shown only until all runs of the present one are
-there. `docs/improve_measured.md` is written from the file; clones and DAgger's students are kept under `.benchmarks/improve/`.
+Rows are appended to `benchmarks/results/improve.jsonl`, and runs that have one are left out, so that an interrupted
+benchmark goes on where it was; a row remembers the expert, and those of another one are left out.
+`docs/improve_measured.md` is written from the file; clones and DAgger's students are kept under `.benchmarks/improve/`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -328,17 +328,6 @@ def wanted() -> list[tuple[str, str, int]]:
     return list(dict.fromkeys(whole))
 
 
-def shown_expert(rows: Sequence[Mapping[str, Any]], name: str, present: str) -> str:
-    """Return the expert whose rows are shown: the task's, or one of before while there are only of that all runs."""
-    needed = {(arm, seed) for task, arm, seed in wanted() if task == name}
-    found: dict[str, set[tuple[str, int]]] = {}
-    for row in rows:
-        if row["task"] == name:
-            found.setdefault(row["expert"], set()).add((row["arm"], row["seed"]))
-    whole = [expert for expert, runs in found.items() if needed <= runs]
-    return whole[-1] if whole and present not in whole else present
-
-
 def main() -> None:
     """Run what is missing, two runs side by side, and write the document."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -359,9 +348,7 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             means = [round(float(np.mean(each)), 1) for each in row["returns"]]
             print(row["task"], row["arm"], row["seed"], means, f"{row['seconds']} s", flush=True)
-    shown = {name: shown_expert(rows, name, expert) for name, expert in experts.items()}
-    former = [name for name, expert in shown.items() if expert != experts[name]]
-    write_page([row for row in rows if row["expert"] == shown[row["task"]]], TASKS, list(WITHOUT), former)
+    write_page([row for row in rows if row["expert"] == experts[row["task"]]], TASKS, list(WITHOUT))
 
 
 if __name__ == "__main__":

@@ -96,23 +96,17 @@ def shown(values: Sequence[float]) -> str:
     return f"{array.mean():.2f}" if np.isnan(low) else f"{array.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
-def write_page(
-    rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Any], without: Sequence[str], former: Sequence[str] = ()
-) -> None:
+def write_page(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Any], without: Sequence[str]) -> None:
     """Write the document and its figures.
 
     Args:
         rows: What `benchmarks.improve` keeps.
         tasks: Its tasks.
         without: Its arms with a guard rail removed.
-        former: Tasks whose rows are of an expert that the zoo had before.
     """
     found = Found(rows)
     lines = ["# What fine-tuning and DAgger bring, measured", ""]
     lines += [*textwrap.wrap(f"`python -m benchmarks.improve`, {time.strftime('%Y-%m-%d')}. {' '.join(HOW.split())}", 124), ""]
-    if former:
-        ids = " and ".join(tasks[name].env_id for name in former)
-        lines += [f"What is said of {ids} is of an expert that the zoo had before the present one.", ""]
     for name, task in tasks.items():
         if len(seeds := found.seeds(name, "clone", *ARMS)) > 1:
             lines += _improved(found, name, task, seeds)

@@ -148,12 +148,12 @@ def measure_in_turn(jobs: list[Job], turns: int) -> None:
 
 
 def measure_again(text: str, repetitions: int) -> None:
-    """Measure the jobs whose name holds a text, and put them in the place of what the results have of them."""
+    """Measure the jobs whose name holds a text, and put them in the place of what the results have of them, if anything."""
     kept = _read_results()
     jobs = [job for job in comparisons() + scaling() if text in job.name]
     measure_in_turn(jobs, repetitions)
     again = {job.name: {"name": job.name, "sides": job.sides, "measured": job.measured} for job in jobs}
-    kept["jobs"] = [again.get(each["name"], each) for each in kept["jobs"]]
+    kept["jobs"] = list(({each["name"]: each for each in kept["jobs"]} | again).values())
     _write_results(kept)
 
 

@@ -532,7 +532,10 @@ def test_the_deviation_may_get_narrower_bounds_when_a_run_is_resumed():
     main([*RUN.split(), "--action-std", "0.9"])
     main(["finetune", "--resume", "--save-path", "c/f.pt", "--total-timesteps", "896", "--max-action-std", "0.1"])
     assert read_rows("c/f/metrics.jsonl")[-1]["action_std"] <= 0.1 + 1e-6
-    assert read_checkpoint("c/f.pt")["run"]["settings"]["guard"]["action_std"] == 0.9
+    assert read_checkpoint("c/f.pt")["run"]["settings"]["guard"]["action_std"] == 0.1
+    main(["finetune", "--resume", "--save-path", "c/f.pt", "--total-timesteps", "1024"])
+    settings = read_checkpoint("c/f.pt")["run"]["settings"]["guard"]
+    assert (settings["action_std"], settings["max_action_std"]) == (0.1, 0.1)
 
 
 @pytest.mark.usefixtures("saved")

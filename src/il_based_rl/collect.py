@@ -162,7 +162,7 @@ def dataset_of(players: EpisodePlayers, episodes: Sequence[Episode], labeller: A
         episode_lengths=lengths,
         seeds=np.array([episode.seed for episode in episodes], np.int64),
         metadata={
-            "env_id": getattr(players.env_id, "id", players.env_id),
+            "env_id": players.env_id,
             "observation_space": space_to_plain(players.observation_space),
             "action_space": space_to_plain(players.action_space),
             "versions": package_versions(),

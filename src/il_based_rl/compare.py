@@ -99,7 +99,7 @@ def compare_policies(
             latency = None if isinstance(agents[0], str) else _latency(agents[0], episodes[0].rows)
             paths = [located(each) for each in listed[name] if _is_path(each)]
             contenders.append(Contender(name, agents, results, episodes, paths, latency))
-    return compared(contenders, getattr(env_id, "id", env_id), seeds, generator(seed, "comparison"), success_threshold)
+    return compared(contenders, players.env_id, seeds, generator(seed, "comparison"), success_threshold)
 
 
 def _require_one_random(listed: Mapping[str, Sequence[Any]]) -> None:

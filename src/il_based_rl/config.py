@@ -541,6 +541,7 @@ class GuardConfig:
         _require(low <= high, "min_action_std", low, f"at most --max-action-std {high}")
         if self.action_std is not None:
             _require_positive(self, "action_std")
+            _require(low <= self.action_std <= high, "action_std", self.action_std, f"between {low} and {high}")
         _require_positive(self, "gate_patience")
         for name in ("warmup_rollouts", "actor_rampup", "kl_coef", "bc_coef"):
             value = getattr(self, name)

@@ -92,7 +92,7 @@ class MLPPolicy(nn.Module):
             raise ConfigError(f"hidden_dims has {len(self.hidden_dims)} sizes; expected at most {MAX_LAYERS}")
         if min(self.hidden_dims, default=1) < 1:
             raise ConfigError(f"hidden_dims must be above 0, got {self.hidden_dims}")
-        if self.activation not in ("tanh", "relu") or type(self.activation) is not str:
+        if self.activation not in ("tanh", "relu"):
             raise ConfigError(f"activation must be tanh or relu, got {self.activation!r:.50}")
         if not 0.0 < self.normalizer.clip < math.inf:
             raise ConfigError(f"obs_clip must be above 0 and finite, got {self.normalizer.clip}")

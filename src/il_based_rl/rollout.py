@@ -275,7 +275,7 @@ class EpisodePlayers:
     """
 
     def __init__(self, env_id: str, count: int, *, bounds: str | None = None) -> None:
-        self.env_id = env_id
+        self.env_id = str(getattr(env_id, "id", env_id))
         self._players = make_players(env_id, min(count, MAX_PLAYERS), bounds=bounds or "any")
         self.observation_space = self._players[0].env.observation_space
         self.action_space = self._players[0].env.action_space

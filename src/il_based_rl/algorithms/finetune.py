@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 _TRIED_EPISODES = 20
 """Episodes of each standard deviation that is tried."""
 _FIXED_AT_RESUME = ("checkpoint", "env_id", "num_envs", "seed", "eval_episodes", "demo_path")
-_FIXED_GUARDS = ("action_std", "fresh_critic")
-"""Of the beginning alone."""
 
 
 def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -> PPOAgent:
@@ -237,10 +235,7 @@ def _with_std(config: FinetuneConfig, student: Any, players: EpisodePlayers) -> 
     from il_based_rl.algorithms.guarded_ppo import fitting_std
     from il_based_rl.seeding import start_seeds
 
-    given, low, high = config.guard.action_std, config.guard.min_action_std, config.guard.max_action_std
-    if given is not None and not low <= given <= high:
-        raise ConfigError(f"--action-std must be between {low} and {high}, got {given}")
-    if given is not None or not isinstance(players.action_space, spaces.Box):
+    if config.guard.action_std is not None or not isinstance(players.action_space, spaces.Box):
         return config
     assert config.seed is not None
     seeds = list(start_seeds(config.seed, "evaluation in training", min(config.eval_episodes, _TRIED_EPISODES)))
@@ -309,10 +304,14 @@ def _begun(
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)
-    if config.guard.action_std is None:
-        config = replace(config, guard=replace(config.guard, action_std=stored.guard.action_std))
+    guard, begun = config.guard, stored.guard.action_std
+    if guard.action_std is None and begun is not None:  # by which it began, in the bounds that hold from here on
+        guard = replace(guard, action_std=min(max(begun, guard.min_action_std), guard.max_action_std))
+    elif guard.action_std != begun:
+        raise ResumeError(f"{path} began with --action-std {begun}, not {guard.action_std}; leave the flag out")
+    config = replace(config, guard=guard)
     require_unchanged(path, stored, config, _FIXED_AT_RESUME)
-    require_unchanged(path, stored.guard, config.guard, _FIXED_GUARDS)
+    require_unchanged(path, stored.guard, guard, ["fresh_critic"])
     shown = None if demos is None else demos.fingerprint
     if payload["run"]["settings"].get("demonstrations", shown) != shown:
         raise ResumeError(f"{config.demo_path} holds other demonstrations than those that {path} was trained on")
@@ -325,7 +324,8 @@ def _own_settings(checkpoint: Checkpoint, defaults: FinetuneConfig, env_id: str 
     """Return what the command line may leave out: see `train_ppo`."""
     stored = _stored_settings(checkpoint)
     require_trusted(checkpoint[0], stored.env_id, env_id)
-    return own_settings(checkpoint, stored, defaults)
+    own = own_settings(checkpoint, stored, defaults)
+    return replace(own, guard=replace(own.guard, action_std=None))  # else narrower bounds would be refused for it
 
 
 def _stored_settings(checkpoint: Checkpoint) -> FinetuneConfig:
