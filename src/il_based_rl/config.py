@@ -515,8 +515,8 @@ class GuardConfig:
     actor_rampup: int = 3
     """Updates over which the actor's learning rate rises to that."""
     action_std: float | None = None
-    """Standard deviation of continuous actions at the start, in units of half their range; None tries which is the largest that
-    leaves the clone a quarter of what it is above a random policy."""
+    """Standard deviation of continuous actions at the start, in units of half their range; None tries which is the largest,
+    from 1 to 0.2, that leaves the clone 60% of what it is above a random policy."""
     min_action_std: float = 0.05
     """Least standard deviation."""
     max_action_std: float = 1.0

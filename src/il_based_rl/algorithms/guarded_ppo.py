@@ -31,10 +31,10 @@ from il_based_rl.seeding import generator, generator_state, restore_generator, t
 from il_based_rl.statistics import Estimate, difference
 
 _DEMO_BATCH = 64
-_STDS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.06)
+_STDS = (1.0, 0.7, 0.5, 0.35, 0.2)
 """Standard deviations to begin with that are tried, in units of half the action's range."""
-_KEPT_SHARE = 0.25
-"""Of the clone's advantage over a random policy, that it must keep under one of them."""
+_KEPT_SHARE = 0.6
+"""Of the clone's advantage over a random policy, that it must keep under one of them, but for the last."""
 
 
 class GuardedPPO:
@@ -283,10 +283,10 @@ def _stds(guard: GuardConfig) -> list[float]:
 
 
 def fitting_std(clone: Any, players: EpisodePlayers, start_seeds: Sequence[int], guard: GuardConfig, seed: int) -> float:
-    """Return the largest standard deviation to explore with that leaves a clone a quarter of its advantage over random actions.
+    """Return the largest standard deviation to explore with that leaves a clone 60% of its advantage over random actions.
 
-    Where one wrong action ends an episode (a pendulum that falls), a deviation that is harmless elsewhere leaves nothing of the
-    clone, and PPO begins with episodes from which there is nothing to learn.
+    Under one that leaves less, PPO improves the disturbed policy, and the undisturbed one, which is judged and saved, gets
+    worse for long. The smallest is taken in any case: under less, too little is tried out to learn from.
 
     Args:
         clone: A student, or an expert.
