@@ -125,6 +125,8 @@ def cloning(width: int, samples: int) -> Job:
 
 PLAIN = {"normalize_obs": False, "normalize_reward": False}
 """What our defaults have and the peers' have not, turned off."""
+POOLED = {"envpool": True}
+"""Learning in envpool's environments."""
 
 
 def trainings() -> list[tuple[str, dict[str, Any]]]:
@@ -132,12 +134,19 @@ def trainings() -> list[tuple[str, dict[str, Any]]]:
 
     CartPole-v1 has more seeds, as it differs more from one to the next.
     """
-    wholes = (("Pendulum-v1", 1, 200_000, 5), ("HalfCheetah-v5", 1, 200_000, 5), ("CartPole-v1", 8, 65_536, 20))
+    sides: tuple[tuple[str, dict[str, Any]], ...] = (("ours", {}), ("ours", PLAIN), ("sb3", {}))
+    wholes = (
+        ("Pendulum-v1", 1, 200_000, 5, sides),
+        ("HalfCheetah-v5", 1, 200_000, 5, sides),
+        ("HalfCheetah-v5", 8, 200_000, 5, (*sides, ("ours", POOLED))),
+        ("Hopper-v5", 8, 200_000, 5, sides),
+        ("CartPole-v1", 8, 65_536, 20, sides),
+    )
     return [
         (side, {"kind": "returns", "env_id": env_id, "num_envs": num_envs, "steps": steps, "seed": seed, **flags})
-        for env_id, num_envs, steps, seeds in wholes
+        for env_id, num_envs, steps, seeds, sides in wholes
         for seed in range(seeds)
-        for side, flags in (("ours", {}), ("ours", PLAIN), ("sb3", {}))
+        for side, flags in sides
     ]
 
 

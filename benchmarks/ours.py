@@ -56,13 +56,13 @@ def ppo(
     return {"steps_per_second": agent.env_steps / taken, "children_mib": children_mib()}
 
 
-def returns(env_id: str, num_envs: int, steps: int, seed: int, **flags: Any) -> dict[str, Any]:
+def returns(env_id: str, num_envs: int, steps: int, seed: int, *, envpool: bool = False, **flags: Any) -> dict[str, Any]:
     """Train on one seed, and say how good the last policy is."""
     from il_based_rl.config import PPOConfig
     from il_based_rl.envs import make_envs
     from il_based_rl.ppo_agent import PPOAgent
 
-    with make_envs(env_id, num_envs) as envs:
+    with make_envs(env_id, num_envs, backend="envpool" if envpool else "gymnasium") as envs:
         agent = PPOAgent.for_spaces(envs.observation_space, envs.action_space, PPOConfig(**flags), seed=seed)
         for _ in agent.learn(envs, steps):
             pass

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.device import device_lines
-from benchmarks.jobs import PLAIN, REQUIREMENTS, WHOLE, Asked, Job, comparisons, first_peer, median, ratio, scaling
+from benchmarks.jobs import PLAIN, POOLED, REQUIREMENTS, WHOLE, Asked, Job, comparisons, first_peer, median, ratio, scaling
 from il_based_rl.statistics import mean_interval
 
 ROOT = Path(__file__).parent.parent
@@ -129,26 +129,28 @@ def return_lines(trained: list[tuple[str, dict[str, Any], float]]) -> list[str]:
         "training seed, the mean over seeds, and how much ours is above (95% interval over seeds, by Student's t). Plain is",
         "without what our defaults have and SB3's have not, the standardising of observations and rewards:",
         "",
-        "| environment | steps | ours | sb3 | ours, mean | sb3, mean | above [interval] |",
-        "|---|---|---|---|---|---|---|",
+        "| environment id | environments | steps | ours | sb3 | ours, mean | sb3, mean | above [interval] |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for env_id in dict.fromkeys(settings["env_id"] for _, settings, _ in trained):
-        mine = [each for each in trained if each[1]["env_id"] == env_id]
-        theirs = {settings["seed"]: value for side, settings, value in mine if side == "sb3"}
-        for name, plain in ((env_id, False), (f"{env_id}, plain", True)):
-            ours = {
-                settings["seed"]: value
-                for side, settings, value in mine
-                if side == "ours" and (settings.keys() >= PLAIN.keys()) is plain
-            }
-            seeds = sorted(ours.keys() & theirs.keys())
+    works = dict.fromkeys((each["env_id"], each["num_envs"]) for _, each, _ in trained)
+    variants: dict[str, dict[str, bool]] = {"": {}, ", plain": PLAIN, ", envpool": POOLED}
+    for (env_id, num_envs), (variant, flags) in itertools.product(works, variants.items()):
+        same = [each for each in trained if (each[1]["env_id"], each[1]["num_envs"]) == (env_id, num_envs)]
+        theirs = {settings["seed"]: value for side, settings, value in same if side == "sb3"}
+        turned = PLAIN.keys() | POOLED.keys()
+        ours = {
+            settings["seed"]: value
+            for side, settings, value in same
+            if side == "ours" and settings.keys() & turned == flags.keys()
+        }
+        if seeds := sorted(ours.keys() & theirs.keys()):
             pairs = np.array([(ours[seed], theirs[seed]) for seed in seeds])
             cells = [", ".join(f"{value:.0f}" for value in found) for found in pairs.T]
             cells += [f"{mean:.1f}" for mean in pairs.mean(0)]
             above = pairs[:, 0] - pairs[:, 1]
             low, high = mean_interval(above)
             cells.append(f"{above.mean():.1f} [{low:.1f}, {high:.1f}]")
-            lines.append(f"| {name} | {mine[0][1]['steps']:,} | " + " | ".join(cells) + " |")
+            lines.append(f"| {env_id}{variant} | {num_envs} | {same[0][1]['steps']:,} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
