@@ -94,7 +94,7 @@ class Task:
 TASKS = {
     "lander": Task("LunarLanderContinuous-v3", 150_000, num_envs=8, n_steps=250, gamma=0.999, gae_lambda=0.98, moving=True),
     "hopper": Task("Hopper-v5", num_envs=16, n_steps=125, round_steps=1_000),
-    "pendulum": Task("InvertedDoublePendulum-v5", 50_000, every=8, noise=NOISE),
+    "pendulum": Task("InvertedDoublePendulum-v5", 50_000, every=8, noise=NOISE, n_steps=250),
     "cheetah": Task("HalfCheetah-v5", 300_000, gamma=0.98, gae_lambda=0.92),
     "walker": Task("Walker2d-v5", round_steps=1_000),
 }
