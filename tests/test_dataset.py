@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from il_based_rl.dataset import DemoDataset
-from il_based_rl.errors import FileFormatError, FileMissingError
+from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError
 from il_based_rl.files import write_arrays
 
 NAMES = ("observations", "actions", "rewards", "terminated", "truncated", "final_observations", "episode_lengths", "seeds")
@@ -201,6 +201,15 @@ def test_saved_and_loaded_is_the_same(changes, tmp_path):
 def test_saved_and_loaded_metadata_is_the_same(tmp_path):
     dataset().save(tmp_path / "x.npz")
     assert DemoDataset.load(tmp_path / "x.npz").metadata == {"env_id": "toy/Counter-v0", "seed": 3}
+
+
+def test_metadata_that_a_file_cannot_hold_are_refused_and_the_older_file_stays(tmp_path):
+    path = saved(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(FileWriteError, match="of the metadata, Object of type ndarray is not JSON serializable"):
+        DemoDataset(**arrays(), metadata={"env_id": "toy/Counter-v0", "gains": [np.ones(2)]}).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_metadata_of_any_name_does_not_make_a_file_unreadable(tmp_path):

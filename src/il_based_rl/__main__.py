@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from il_based_rl import __version__
+from il_based_rl import __version__, cli
 
 COMMANDS = {
     "train-ppo": ("il_based_rl.train_ppo", "train an expert with PPO"),
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+        cli.run(lambda: cli.say(_help()))
     elif arguments[0] == "--version":
-        print(f"il_based_rl {__version__}")
+        cli.run(lambda: cli.say(f"il_based_rl {__version__}"))
     elif arguments[0] in COMMANDS:
         _command(arguments[0])(arguments[1:])
     else:

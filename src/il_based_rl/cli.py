@@ -49,6 +49,10 @@ def parse(defaults: Settings, argv: Sequence[str] | None, *, prog: str, descript
             raise cause from None
         sys.stderr.write(told.getvalue())
         raise
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of the help text, as nothing else is written or read here
+        raise _unwritable(error) from error
     sys.stderr.write(told.getvalue())
     return settings
 
@@ -100,9 +104,7 @@ def run(command: Callable[[], object]) -> None:
             command()
         sys.stdout.flush()
         if _unwritten is not None:
-            lost = FileWriteError(f"cannot write to standard output: {_unwritten.strerror or _unwritten}; the rest was done")
-            lost.exit_code = 1
-            raise lost
+            raise _unwritable(_unwritten, "; the rest was done")
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
@@ -116,6 +118,12 @@ def run(command: Callable[[], object]) -> None:
         raise SystemExit(getattr(interruption, "exit_code", 130)) from None
     except BrokenPipeError:
         _mute()
+
+
+def _unwritable(error: OSError, further: str = "") -> FileWriteError:
+    lost = FileWriteError(f"cannot write to standard output: {error.strerror or error}{further}")
+    lost.exit_code = 1
+    return lost
 
 
 def _open_streams() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from il_based_rl.errors import FileFormatError
+from il_based_rl.errors import FileFormatError, FileWriteError
 from il_based_rl.files.archives import read_archive, require_readable
 from il_based_rl.files.checkpoints import require_version
 from il_based_rl.files.writing import atomic_file
@@ -26,9 +26,12 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: M
     """Write arrays and plain metadata as one `.npz` file; signals wait for the bytes, not for the disk.
 
     Raises:
-        FileWriteError: See `atomic_path`; or it would be larger than what is read.
+        FileWriteError: See `atomic_path`; or it would be larger than what is read; or the metadata are not plain.
     """
-    text = json.dumps({"format": _FORMAT, "format_version": _VERSION, "metadata": dict(metadata)})
+    try:
+        text = json.dumps({"format": _FORMAT, "format_version": _VERSION, "metadata": dict(metadata)})
+    except (TypeError, ValueError) as error:
+        raise FileWriteError(f"cannot write {path}: of the metadata, {error}; take text, numbers, lists and dicts") from error
     heads = (len(arrays) + 1) * _MAX_HEADER
     require_readable(path, sum(array.nbytes for array in arrays.values()) + 4 * len(text) + heads, len(arrays) + 1)
     with atomic_file(path) as handle, signals_held():
