@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 
-from il_based_rl import __version__, cli
+from il_based_rl import __version__
 
 COMMANDS = {
     "train-ppo": ("il_based_rl.train_ppo", "train an expert with PPO"),
@@ -37,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        cli.run(lambda: cli.say(_help()))
+        _tell(_help())
     elif arguments[0] == "--version":
-        cli.run(lambda: cli.say(f"il_based_rl {__version__}"))
+        _tell(f"il_based_rl {__version__}")
     elif arguments[0] in COMMANDS:
-        _command(arguments[0])(arguments[1:])
+        _imported(COMMANDS[arguments[0]][0]).main(arguments[1:])
     else:
         nearest = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(COMMANDS)}"
@@ -49,13 +50,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
 
 
-def _command(name: str) -> Callable[[Sequence[str]], None]:
+def _imported(name: str) -> ModuleType:
+    """Import a module; what it imports in turn takes long enough to be interrupted."""
     try:
-        command: Callable[[Sequence[str]], None] = importlib.import_module(COMMANDS[name][0]).main
+        return importlib.import_module(name)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    return command
+
+
+def _tell(text: str) -> None:
+    cli = _imported("il_based_rl.cli")
+    cli.run(lambda: cli.say(text))
 
 
 def _help() -> str:
