@@ -42,15 +42,17 @@ IMPERFECT, NEAR = 0.55, 0.2
 """Where a clone is to be on the way from a random policy to the expert, and how near to that."""
 MOST_EPISODES, CLONE_EPOCHS = 40, 1_000
 """That a clone may be shown; of cloning."""
+TURNED = "statistics turned"
+"""The arm whose observation statistics move on where the task's stay, and stay where they move on, see `Task`."""
 WITHOUT: dict[str, dict[str, Any]] = {
     "without warm-up": {"warmup_rollouts": 0},
     "without a deviation tried out": {"action_std": 0.7},
     "without a small rate": {"actor_lr": 1e-3, "actor_rampup": 0},
     "without divergence": {"kl_coef": 0.0},
     "without the gate": {"gate": False},
-    (TURNED := "statistics turned"): {},
+    TURNED: {},
 }
-"""Guard rails removed, one at a time; the last lets the clone's observation statistics move on, or freezes them, see `Task`."""
+"""Guard rails removed, one at a time, by what differs in their settings."""
 ABLATED = ("pendulum", "lander")
 LABELS = (1_000, 2_000, 3_000)
 """Of the expert, after which DAgger's student is compared with a clone from as many."""

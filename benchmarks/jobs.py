@@ -136,19 +136,19 @@ def trainings() -> list[tuple[str, dict[str, Any]]]:
     twelve updates, which nothing has learned from yet, they are an eighth as long.
     """
     sides: list[tuple[str, dict[str, Any]]] = [("ours", {}), ("ours", PLAIN), ("sb3", {})]
-    wholes: list[tuple[str, int, int, int, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = [
-        ("Pendulum-v1", 1, 200_000, 5, {}, sides),
-        ("HalfCheetah-v5", 1, 200_000, 5, {}, sides),
-        ("HalfCheetah-v5", 8, 200_000, 5, {"n_steps": 256}, [*sides, ("ours", POOLED)]),
-        ("Hopper-v5", 8, 200_000, 5, {"n_steps": 256}, sides),
-        ("CartPole-v1", 8, 65_536, 20, {}, sides),
-    ]
+    short = {"n_steps": 256}
     return [
-        (side, {"kind": "returns", "env_id": env_id, "num_envs": num_envs, "steps": steps, "seed": seed, **shape, **flags})
-        for env_id, num_envs, steps, seeds, shape, trained in wholes
-        for seed in range(seeds)
-        for side, flags in trained
+        *trained(sides, 5, env_id="Pendulum-v1", num_envs=1, steps=200_000),
+        *trained(sides, 5, env_id="HalfCheetah-v5", num_envs=1, steps=200_000),
+        *trained([*sides, ("ours", POOLED)], 5, env_id="HalfCheetah-v5", num_envs=8, steps=200_000, **short),
+        *trained(sides, 5, env_id="Hopper-v5", num_envs=8, steps=200_000, **short),
+        *trained(sides, 20, env_id="CartPole-v1", num_envs=8, steps=65_536),
     ]
+
+
+def trained(sides: list[tuple[str, dict[str, Any]]], seeds: int, **settings: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return one piece of training for each seed and side."""
+    return [(side, {"kind": "returns", **settings, "seed": seed, **flags}) for seed in range(seeds) for side, flags in sides]
 
 
 def scaling() -> list[Job]:

@@ -135,10 +135,10 @@ def return_lines(trained: list[tuple[str, dict[str, Any], float]]) -> list[str]:
     ]
     works = dict.fromkeys((each["env_id"], each["num_envs"]) for _, each, _ in trained)
     variants: dict[str, dict[str, bool]] = {"": {}, ", plain": PLAIN, ", envpool": POOLED}
+    turned = PLAIN.keys() | POOLED.keys()
     for (env_id, num_envs), (variant, flags) in itertools.product(works, variants.items()):
         same = [each for each in trained if (each[1]["env_id"], each[1]["num_envs"]) == (env_id, num_envs)]
         theirs = {settings["seed"]: value for side, settings, value in same if side == "sb3"}
-        turned = PLAIN.keys() | POOLED.keys()
         ours = {
             settings["seed"]: value
             for side, settings, value in same
