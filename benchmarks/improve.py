@@ -3,12 +3,13 @@
 For each task the zoo has an expert, and for each seed there is a clone that is imperfect on purpose: from few episodes, of
 which it is shown only every so many-th step. From the same clone go on: fine-tuning behind guard rails; the same with one of
 them removed; plain PPO that takes the clone's weights (naive); and, with the same number of steps, plain PPO from scratch.
-DAgger is compared with cloning from as many of the expert's labels, and fine-tuned on. All are judged from start states that
-nothing was chosen by.
+DAgger is compared with cloning from as many of the expert's labels, and fine-tuned on, with the zoo's expert and with one of
+fewer steps. All are judged from start states that nothing was chosen by.
 
 Rows are appended to `benchmarks/results/improve.jsonl`, and runs that have one are left out, so that an interrupted
 benchmark goes on where it was; a row remembers the expert, and those of another one are left out.
-`docs/improve_measured.md` is written from the file; clones and DAgger's students are kept under `.benchmarks/improve/`.
+`docs/improve_measured.md` is written from the file; clones, DAgger's students and the expert of fewer steps are kept under
+`.benchmarks/improve/`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.improve_page import ARMS, TAUGHT, write_page
+from benchmarks.improve_page import ARMS, FURTHER, TAUGHT, write_page
 from benchmarks.zoo import ZOO, name_of
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +87,8 @@ class Task:
     """Whether the observation statistics move on in fine-tuning, as they do in plain PPO."""
     round_steps: int = 250
     """Of each round of DAgger; in the first the expert acts."""
+    expert_steps: int | None = None
+    """Of its expert's training by the preset, with seed 0, where it is not the zoo's."""
 
     @property
     def round_epochs(self) -> int:
@@ -99,20 +102,35 @@ TASKS = {
     "pendulum": Task("InvertedDoublePendulum-v5", 50_000, every=8, noise=NOISE, n_steps=250, moving=True),
     "cheetah": Task("HalfCheetah-v5", 300_000, gamma=0.98, gae_lambda=0.92),
     "walker": Task("Walker2d-v5", round_steps=1_000),
+    "unfinished": Task("Hopper-v5", num_envs=16, n_steps=125, round_steps=1_000, expert_steps=300_000),
 }
 FINE_TUNED = ("lander", "hopper", "pendulum", "cheetah")
 """Tasks of fine-tuning."""
-ASKED = {"hopper": SEEDS, "walker": range(10, 25), "pendulum": SEEDS}
+ASKED = {"hopper": SEEDS, "walker": range(10, 25), "pendulum": SEEDS, "unfinished": SEEDS}
 """Tasks of DAgger, and its seeds: more where a clone of the expert's own steps is as good by some seeds and falls by others."""
+AFTER_DAGGER = ("hopper", "unfinished")
+"""Tasks whose students by DAgger are fine-tuned."""
 
 
 def expert_of(task: Task) -> Path:
-    """Return the task's expert."""
-    return ZOO / f"{name_of(task.env_id)}.pt"
+    """Return the task's expert, which is trained where it is not the zoo's and missing."""
+    from il_based_rl.config import TrainPPOConfig
+    from il_based_rl.presets import with_preset
+    from il_based_rl.train_ppo import train_ppo
+
+    if task.expert_steps is None:
+        return ZOO / f"{name_of(task.env_id)}.pt"
+    path = KEPT / f"expert_{fingerprint_of(task)}.pt"
+    if not path.exists():
+        preset = with_preset(TrainPPOConfig(seed=0, quiet=True), task.env_id)
+        train_ppo(replace(preset, total_timesteps=task.expert_steps, save_path=str(path), eval_interval=task.expert_steps))
+    return path
 
 
 def fingerprint_of(task: Task) -> str:
-    """Return what tells the task's expert from others."""
+    """Return what tells the task's expert from others: the file's digest, or how it is made."""
+    if task.expert_steps is not None:
+        return f"{task.env_id}_{task.expert_steps}"
     return hashlib.sha256(expert_of(task).read_bytes()).hexdigest()[:12]
 
 
@@ -309,7 +327,7 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
             )
             row["returns"] = [returns(student) for student in students]
         else:
-            after = arm == "DAgger, then fine-tuned"
+            after = arm == FURTHER
             begun = None if arm == "scratch" else BCAgent.load(asked(task, seed)[-1] if after else clone_of(task, seed))
             with make_envs(task.env_id, task.num_envs, vectorization="sync") as envs:
                 if arm in ("naive", "scratch"):
@@ -317,7 +335,7 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
                 else:
                     guard = replace(GuardConfig(), **WITHOUT.get(arm, {}))
                     if guard.action_std is None:
-                        row["action_std"] = fitting_std(begun, players, gates[:20], guard, seed)
+                        row["action_std"] = fitting_std(begun.policy, players, gates[:20], guard, seed)
                         guard = replace(guard, action_std=row["action_std"])
                     points = tuned(task, after, guard, begun, seed, envs, judge)
                 for steps, agent in points:
@@ -329,8 +347,8 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
 def wanted() -> list[tuple[str, str, int]]:
     """Return all runs: task, arm and seed."""
     arms = {name: ["clone", "expert", "random", *ARMS] for name in FINE_TUNED}
-    arms["hopper"].append("DAgger, then fine-tuned")
     whole = [(name, arm, seed) for name, listed in arms.items() for seed in SEEDS for arm in listed]
+    whole += [(name, FURTHER, seed) for name in AFTER_DAGGER for seed in SEEDS]
     whole += [(name, arm, seed) for name in ABLATED for seed in SEEDS for arm in WITHOUT]
     whole += [(name, arm, seed) for name, seeds in ASKED.items() for seed in seeds for arm in ("expert", "random", *TAUGHT)]
     return list(dict.fromkeys(whole))
@@ -348,6 +366,8 @@ def main() -> None:
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     there = {(row["task"], row["arm"], row["seed"]) for row in rows if row["expert"] == experts[row["task"]]}
     missing = [each for each in wanted() if each not in there and arguments.only in f"{each[0]}, {each[1]}"]
+    for name in {name for name, _, _ in missing}:
+        expert_of(TASKS[name])  # before runs side by side would each train it
     with ProcessPoolExecutor(arguments.workers) as pool:
         for done in as_completed([pool.submit(run, *each) for each in missing]):
             row = done.result()

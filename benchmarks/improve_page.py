@@ -20,21 +20,22 @@ PAGE = DOCS / "improve_measured.md"
 REACHED = 0.95
 """Of the expert, from which on a task counts as learned."""
 ARMS, TAUGHT = ("fine-tuned", "naive", "scratch"), ("DAgger", "as many labels", "as many, disturbed")
-HOW = """On the scale from a random policy (0) to the expert (1), which is the zoo's, from 100 start states a seed that nothing
-was chosen by; means over seeds with Student's t intervals of 95 %. The same clone begins every arm of a seed, but for
-scratch: from every 20th step (every 8th on the pendulum) of the fewest episodes that bring it to between 0.35 and
-0.75 of the way from 20 other start states, or nearest to that.
-Curves are of the policy that would be saved at each of ten evaluations: of the fine-tuned arms the best by their
-gate's own 40 start states, of the others the last. *Lowest* is the lowest of them; *dip* is the lowest that the
-policy in training itself fell to, from the gate's start states, as a share of what the clone has there (1 is never
-below). *Steps to 95 %* is the median over seeds of the first evaluation at or above 95 % of the expert (a run that
-never gets there counts with all its steps); *area* is the mean over all evaluations. The settings of fine-tuning are
-its defaults, but for the size of rollouts and the horizons of the lander and of HalfCheetah-v5, which all arms share,
-and for the observation statistics, which move on on the lander and the pendulum, as they do in the other arms. They
-were chosen on seeds 0 to 2, on the pendulum 0 to 8, on the lander 20 to 26, and these are others. *Statistics
-turned* is the same with frozen ones on these two tasks. *Cloned* is from as many labels as DAgger's, of the expert's own
-steps in whole episodes, with as many examples seen; *disturbed*, from steps that were disturbed while the expert's
-choice was recorded."""
+FURTHER = "DAgger, then fine-tuned"
+HOW = """On the scale from a random policy (0) to the expert (1), which is the zoo's, or one of fewer steps by the
+same preset where that is said, from 100 start states a seed that nothing was chosen by; means over seeds with
+Student's t intervals of 95 %. The same clone begins every arm of a seed, but for scratch: from every 20th step (every
+8th on the pendulum) of the fewest episodes that bring it to between 0.35 and 0.75 of the way from 20 other start
+states, or nearest to that. Curves are of the policy that would be saved at each of ten evaluations: of the fine-tuned
+arms the best by their gate's own 40 start states, of the others the last. *Lowest* is the lowest of them; *dip* is
+the lowest that the policy in training itself fell to, from the gate's start states, as a share of what the clone has
+there (1 is never below). *Steps to 95 %* is the median over seeds of the first evaluation at or above 95 % of the
+expert (a run that never gets there counts with all its steps); *area* is the mean over all evaluations. The settings
+of fine-tuning are its defaults, but for the size of rollouts and the horizons of the lander and of HalfCheetah-v5,
+which all arms share, and for the observation statistics, which move on on the lander and the pendulum, as they do in
+the other arms. They were chosen on seeds 0 to 2, on the pendulum 0 to 8, on the lander 20 to 26, and these are
+others. *Statistics turned* is the same with frozen ones on these two tasks. *Cloned* is from as many labels as
+DAgger's, of the expert's own steps in whole episodes, with as many examples seen; *disturbed*, from steps that were
+disturbed while the expert's choice was recorded."""
 
 
 class Found:
@@ -181,7 +182,8 @@ def _ablated(found: Found, name: str, task: Any, without: Sequence[str], seeds: 
 def _asked(found: Found, name: str, task: Any, seeds: Sequence[int]) -> list[str]:
     """Return the section on DAgger in one task."""
     asked, plain, disturbed = (np.array([found.scaled(name, arm, seed) for seed in seeds]) for arm in TAUGHT)
-    lines = [f"## DAgger: {task.env_id}, {len(seeds)} seeds", ""]
+    expert = "" if task.expert_steps is None else f"an expert of {task.expert_steps:,} steps, "
+    lines = [f"## DAgger: {task.env_id}, {expert}{len(seeds)} seeds", ""]
     lines += [
         "| labels | DAgger | cloned | cloned, disturbed | DAgger above cloned | above cloned, disturbed |",
         "|---|---|---|---|---|---|",
@@ -189,18 +191,17 @@ def _asked(found: Found, name: str, task: Any, seeds: Sequence[int]) -> list[str
     for point, labels in enumerate(found.steps(name, "DAgger", seeds[0])):
         columns = [values[:, point] for values in (asked, plain, disturbed, asked - plain, asked - disturbed)]
         lines.append(f"| {labels:,} | {' | '.join(map(shown, columns))} |")
-    expert = shown([float(found.returns(name, "expert", seed).mean()) for seed in seeds])
-    lines += ["", f"The expert returns {expert}.", ""]
-    after = "DAgger, then fine-tuned"
-    if later := found.seeds(name, "DAgger", after):
-        best = [float(found.scaled(name, after, seed)[-1]) for seed in later]
+    returned = shown([float(found.returns(name, "expert", seed).mean()) for seed in seeds])
+    lines += ["", f"The expert returns {returned}.", ""]
+    if later := found.seeds(name, "DAgger", FURTHER):
+        best = [float(found.scaled(name, FURTHER, seed)[-1]) for seed in later]
         random = np.random.default_rng(0)
         clear = [
-            difference(found.returns(name, after, seed)[-1], found.returns(name, "expert", seed)[0], random, paired=True).low
+            difference(found.returns(name, FURTHER, seed)[-1], found.returns(name, "expert", seed)[0], random, paired=True).low
             > 0
             for seed in later
         ]
-        steps = int(found.steps(name, after, later[0])[-1])
+        steps = int(found.steps(name, FURTHER, later[0])[-1])
         lines += [
             f"DAgger's student, fine-tuned for {steps:,} steps ({len(later)} seeds): {shown(best)} of the expert; by seed",
             f"{', '.join(f'{value:.2f}' for value in best)}; "

@@ -28,6 +28,7 @@ from il_based_rl.experiment.run import TIME_FIELDS
 from il_based_rl.files import read_checkpoint, read_rows, write_checkpoint
 from il_based_rl.interop import disturbed, mixture
 from il_based_rl.ppo_agent import PPOAgent
+from il_based_rl.report.found import find_runs
 from il_based_rl.rollout import EpisodePlayers
 
 ENV = "Pendulum-v1"
@@ -177,6 +178,15 @@ def test_an_expert_that_is_not_above_a_random_policy_is_named(capsys):
     learner.close()
     assert "share_of_expert" not in progress.metrics
     assert "the expert returns -200.00 here, a random policy -200.00: which share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [199, 200])
+def test_rounds_that_cut_episodes_are_named(steps, capsys):
+    learner = Aggregation(DaggerConfig(env_id=ENV, rounds=2, round_steps=steps, **TINY), lazy)
+    list(learner.learn())
+    learner.close()
+    says = "rounds of 199 steps cut the expert's episodes of up to 200: no label tells how those go on; `il-rl dagger --round"
+    assert capsys.readouterr().err.count(says) == (steps < 200)
 
 
 @pytest.mark.parametrize(("above", "says"), [(1.0, "returns 9.50, the expert 10.00, a random policy 9.00"), (100.0, "keeps")])
@@ -493,12 +503,22 @@ def test_a_run_that_is_interrupted_while_it_is_compared_in_the_end_is_compared_w
         with pytest.raises(SystemExit):
             main(RUN.replace("c/s.pt", "d/s.pt").split())
     assert not read_checkpoint("d/s.pt")["dagger"]["compared"]
+    assert [run.state for run in find_runs(Path("d"))] == ["interrupted"]
     capsys.readouterr()
     main(["dagger", "--resume", "--save-path", "d/s.pt"])
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("From")] == told
     assert read_checkpoint("d/s.pt")["dagger"]["compared"]
+    assert [run.state for run in find_runs(Path("d"))] == ["finished"]
     main(["dagger", "--resume", "--save-path", "d/s.pt"])
     assert "From" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("expert")
+def test_settings_that_it_goes_on_otherwise_by_are_named(capsys):
+    main(RUN.split())
+    others = ["--rounds", "5", "--round-steps", "50", "--no-warm-start", "--final-episodes", "4"]
+    main(["dagger", "--resume", "--save-path", "c/s.pt", *others])
+    assert "straight through; other settings from here on: round_steps 50, warm_start False\n" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("expert")
@@ -664,13 +684,24 @@ def test_demonstrations_are_not_needed_any_more_once_they_were_read():
 
 
 @pytest.mark.usefixtures("expert")
-@pytest.mark.parametrize(("failures", "code", "rounds"), [(1, 0, 4), (2, 0, 4), (3, 1, 1)])
-def test_a_full_disk_is_borne_for_two_rounds(failures, code, rounds, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("failing", "code", "rounds"),
+    [
+        ([2], 0, 4),
+        ([2, 3], 0, 4),
+        ([2, 3, 4], 1, 1),
+        ([1, 2, 4], 0, 4),  # not in a row; what failed last is written before the end
+        ([4], 0, 4),
+        ([4, 5], 1, 3),  # not even then
+    ],
+    ids=str,
+)
+def test_a_full_disk_is_borne_for_two_rounds(failing, code, rounds, monkeypatch, capsys):
     real, calls = DemoDataset.save, []
 
     def full(self, path):
         calls.append(path)
-        if 2 <= len(calls) < 2 + failures:
+        if len(calls) in failing:
             raise FileWriteError(f"{path} cannot be written: no space left on device")
         real(self, path)
 
@@ -684,6 +715,7 @@ def test_a_full_disk_is_borne_for_two_rounds(failures, code, rounds, monkeypatch
     assert found == code
     assert read_checkpoint("c/s.pt")["dagger"]["round"] == rounds
     assert "no space left" in capsys.readouterr().err
+    assert len(DemoDataset.load("c/s/demos.npz")) == rounds * 100
     main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "5"])
     assert read_checkpoint("c/s.pt")["dagger"]["round"] == 5
 

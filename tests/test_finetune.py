@@ -32,6 +32,7 @@ from il_based_rl.files import read_checkpoint, read_rows
 from il_based_rl.flat_parameters import FlatAdam, FlatParameters, GroupedAdam
 from il_based_rl.functional import bernoulli_divergence, categorical_divergence
 from il_based_rl.ppo_agent import PPOAgent
+from il_based_rl.report.found import find_runs
 
 ENV = "Pendulum-v1"
 PPO = PPOConfig(lr=1e-3, clip_range=0.1, n_steps=256, n_epochs=2, normalize_obs=False)
@@ -129,6 +130,19 @@ def test_the_actor_is_still_until_the_critic_foresees_returns_or_patience_ends(c
     assert [progress.metrics["actor_moves"] for progress in updates(none, 1)] == [1.0]
 
 
+def test_the_actors_first_steps_are_as_long_as_its_rate_however_long_it_was_still(clone):
+    # Adam's first step is the learning rate, whatever the gradient; it would be several times that, had steps counted before.
+    ppo = replace(PPO, n_epochs=1, batch_size=PPO.n_steps)  # one step an update
+    tuner = tuner_for(clone[0], GuardConfig(warmup_variance=1.0, warmup_rollouts=4, actor_rampup=0, kl_coef=0.0), ppo)
+    weight = tuner.agent.policy.actor.network.linear[1].weight
+    places, moved = [weight.detach().clone()], []
+    for progress in updates(tuner, 5):
+        places.append(weight.detach().clone())
+        rate = progress.metrics["actor_lr"] or 1.0
+        moved.append(float((places[-1] - places[-2]).abs().max()) / rate)
+    assert moved == [0.0] * 4 + [pytest.approx(1.0, abs=0.02)]
+
+
 def test_observation_statistics_are_the_clones(clone):
     tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0))
     for _ in updates(tuner, 2):
@@ -142,7 +156,8 @@ def test_the_deviation_stays_inside_its_bounds(end, clone):
     tuner = tuner_for(clone[0], guard, replace(PPO, entropy_coef=0.5 if end == "max_action_std" else 0.0))
     for progress in updates(tuner, 3):
         assert 0.05 - 1e-6 <= progress.metrics["action_std"] <= 0.3 + 1e-6
-        assert progress.metrics["action_std"] <= 0.15 + 1e-6 if end == "max_action_std" else True
+        if end == "max_action_std":
+            assert progress.metrics["action_std"] <= 0.15 + 1e-6
 
 
 def test_the_actors_rate_rises_and_the_weights_fall(clone):
@@ -214,6 +229,23 @@ def test_the_gate_keeps_the_best_and_goes_back_to_it(clone):
     rate = tuner._optimizer.shares[0]
     tuner.judge(hard - 50 + random().normal(0, 10, 40), random())
     assert tuner._optimizer.shares[0] == pytest.approx(rate / 2)
+
+
+def test_the_critic_is_kept_and_warms_up_when_the_actor_goes_back(clone):
+    moving = replace(PPO, normalize_obs=True)
+    tuner = tuner_for(clone[0], GuardConfig(warmup_variance=1.0, warmup_rollouts=2, gate_patience=1), moving)
+    start = actor_of(tuner)
+    tuner.judge(np.zeros(40), random())
+    moves, going = [], updates(tuner, 6)
+    for k, progress in enumerate(going):
+        moves.append(progress.metrics["actor_moves"])
+        if k == 2:
+            critic = copy.deepcopy(tuner.agent.policy.critic.state_dict())
+            tuner.judge(random().normal(-50, 5, 40), random())
+            assert equal(critic, tuner.agent.policy.critic.state_dict())
+        if k in (2, 3, 4):
+            assert equal(start, actor_of(tuner))
+    assert moves == [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
 
 
 def test_the_gate_waits_for_as_many_bad_evaluations_as_it_is_told(clone):
@@ -352,6 +384,17 @@ def test_what_it_returns_acts_like_any_expert_and_is_not_below_the_clone(clone):
     assert margin.mean() + 2 * margin.std(ddof=1) / math.sqrt(30) >= 0
 
 
+def test_the_last_policy_is_compared_with_the_clone_too(clone, monkeypatch):
+    judged = []
+    monkeypatch.setattr(GuardedPPO, "judge", lambda tuner, returns, random: judged.append(tuner.agent.env_steps))
+    monkeypatch.setattr(command, "_settled", lambda tuner, config: None)
+    finetune(clone[0], ENV, 1300, ppo=PPO, seed=0, eval_interval=1000, eval_episodes=2)
+    assert judged == [0, 1024, 1536]
+    judged.clear()
+    finetune(clone[0], ENV, 300, ppo=PPO, seed=0, eval_episodes=2)
+    assert judged == [0, 512]
+
+
 def test_discrete_actions_and_an_experts_own_critic():
     student, _ = cloned("CartPole-v1", balance)
     ppo = replace(PPO, n_steps=128)
@@ -430,10 +473,12 @@ def test_a_run_that_is_interrupted_while_it_is_judged_last_is_judged_again(monke
         with pytest.raises(SystemExit):
             main(RUN.split())
     assert not read_checkpoint("c/f.pt")["finetune"]["settled"]
+    assert [run.state for run in find_runs(Path("c"))] == ["interrupted"]
     with monkeypatch.context() as patched:
         clone = played_badly(patched)
         main(["finetune", "--resume", "--save-path", "c/f.pt"])
     assert "it is above the clone by" in capsys.readouterr().out
+    assert [run.state for run in find_runs(Path("c"))] == ["finished"]
     saved = read_checkpoint("c/f.pt")
     assert saved["finetune"]["settled"]
     assert all(torch.equal(tensor, saved["parameters"][name]) for name, tensor in clone.items())
@@ -596,6 +641,22 @@ def test_a_resumed_run_says_how_exactly_it_goes_on(monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("saved")
+def test_settings_that_it_goes_on_otherwise_by_are_named(capsys):
+    main(RUN.split())
+    others = [
+        "--total-timesteps",
+        "1024",
+        "--eval-interval",
+        "128",
+        "--final-episodes",
+        "4",
+    ]  # the rate falls towards the first
+    main(["finetune", "--resume", "--save-path", "c/f.pt", *others])
+    said = "straight through; other settings from here on: eval_interval 128, total_timesteps 1024\n"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("saved")
 def test_a_standard_deviation_is_tried_out_where_none_is_given(capsys):
     main(RUN.split())
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("actions begin with a standard deviation")]
@@ -607,25 +668,40 @@ def test_a_standard_deviation_is_tried_out_where_none_is_given(capsys):
 
 
 @pytest.mark.parametrize(("frail", "expected"), [(1.0, 1.0), (0.9, 0.7), (0.4, 0.35), (0.01, 0.2)])
-def test_the_largest_deviation_that_leaves_most_of_the_advantage_is_taken(frail, expected, monkeypatch):
+def test_the_largest_deviation_that_leaves_most_of_the_advantage_is_taken(frail, expected, monkeypatch, clone):
     # Returns of 100 for the clone and 0 for random actions; under noise of more than `frail` less than 60 is left.
     class Players:
-        observation_space, action_space = gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Box(-1.0, 1.0, (1,))
+        action_space = gym.spaces.Box(-2.0, 2.0, (1,))
 
         def play(self, actor, seeds):
-            chosen = actor([Situation()])
-            noise = getattr(chosen, "noise", None)
-            value = (
-                0.0 if noise is None and chosen[0, 0] != 0.5 else 100.0 if noise is None else 61.0 if noise <= frail else 59.0
-            )
+            value = 0.0 if callable(actor) else 100.0 if actor is None else 61.0 if actor <= frail + 1e-6 else 59.0
             return [SimpleNamespace(total_reward=value)] * len(seeds)
 
-    class Situation:
-        row, obs, steps, index = np.zeros(2, np.float32), np.zeros(2, np.float32), 0, 0
+    def acting(policy, random=None, log_std=None):
+        return None if log_std is None else float(np.exp(log_std[0]))
 
-    monkeypatch.setattr(guarded_ppo, "disturbed", lambda own, space, std, random: lambda _: SimpleNamespace(noise=std))
-    found = guarded_ppo.fitting_std(lambda obs: np.float32([0.5]), Players(), [1, 2], GuardConfig(), 0)
-    assert found == expected
+    monkeypatch.setattr(guarded_ppo, "policy_actor", acting)
+    assert guarded_ppo.fitting_std(clone[0].policy, Players(), [1, 2], GuardConfig(), 0) == expected
+
+
+def test_a_deviation_is_tried_out_on_the_policy_that_ppo_samples(clone):
+    # Outputs far beyond the bounds leave the actions at them under any noise; so they do while PPO explores.
+    policy = copy.deepcopy(clone[0].policy)
+    with torch.no_grad():
+        policy.network.linear[-1].weight.zero_()
+        policy.network.linear[-1].bias.fill_(50.0)
+    played = []
+
+    class Players:
+        action_space = gym.spaces.Box(-2.0, 2.0, (1,))
+
+        def play(self, actor, seeds):
+            situation = SimpleNamespace(row=np.zeros(3, np.float32))
+            played.append(actor([situation] * 50))
+            return [SimpleNamespace(total_reward=float(len(played) > 1))] * len(seeds)
+
+    assert guarded_ppo.fitting_std(policy, Players(), [1, 2], GuardConfig(), 0) == 1.0
+    assert all(np.array_equal(actions, np.full((50, 1), 2.0, np.float32)) for actions in played[1:])
 
 
 @pytest.mark.usefixtures("saved")

@@ -240,6 +240,13 @@ def test_a_copy_of_a_policy_acts_and_learns_by_itself():
     assert policy.predict(obs).tolist() == before.tolist()
 
 
+def test_a_part_that_was_replaced_acts_as_it_learns():
+    policy = policy_of()
+    policy.normalizer = torch.nn.Identity()
+    obs = np.random.default_rng(0).normal(size=(5, *PLANE.shape)).astype(np.float32)
+    np.testing.assert_allclose(policy.predict(obs), policy.head.to_env(policy.as_numpy()(obs)), rtol=1e-6)
+
+
 @pytest.mark.usefixtures("global_generators_untouched")
 def test_a_policy_leaves_the_global_generators_alone():
     policy = MLPPolicy(PLANE, spaces.Discrete(3), (8,))
@@ -364,7 +371,7 @@ def test_an_observation_that_lacks_a_part_is_refused(obs):
         policy_of(space).predict(obs)
 
 
-@pytest.mark.parametrize("obs", [-1, 4, 17, np.array([0, 4])], ids=str)
+@pytest.mark.parametrize("obs", [-1, 4, 17, 1.5, np.array([0, 4]), np.array([0.0, 3.9])], ids=str)
 def test_a_whole_number_outside_its_space_is_refused(obs):
     # Counted from the end, -1 would silently be read as the last one.
     with pytest.raises(SpaceMismatchError, match="cannot read this observation of Discrete"):

@@ -512,7 +512,16 @@ def test_another_machine_is_said_and_recorded(folder, monkeypatch, capsys):
     command(resumed(config))
     assert "not bit for bit" in (message := capsys.readouterr().err)
     assert "now 9.9" in message
-    assert [each["level"] for each in resumes(folder / "a.pt")] != ["exact"]
+    assert "from the state that it was in" in message
+    assert [each["level"] for each in resumes(folder / "a.pt")] == ["state"]
+
+
+def test_another_end_is_named_where_the_rate_falls_towards_it(folder, capsys):
+    config = replace(PENDULUM, save_path=str(folder / "a.pt"), ppo=replace(SMALL, lr_schedule="linear"))
+    command(config)
+    command(replace(resumed(config), total_timesteps=config.total_timesteps * 2))
+    said = f"straight through; other settings from here on: total_timesteps {config.total_timesteps * 2}\n"
+    assert said in capsys.readouterr().err
 
 
 CHANGES = [

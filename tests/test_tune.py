@@ -213,6 +213,25 @@ def test_new_seeds_are_none_of_the_search_and_the_same_for_both(monkeypatch):
     assert not {start for _, starts in new for start in starts} & {start for _, starts in searched for start in starts}
 
 
+@pytest.mark.parametrize("diverges", ["best", "defaults"])
+def test_settings_that_diverge_on_a_new_seed_are_not_better_and_still_printed(diverges, quick, monkeypatch, capsys):
+    tune(config(trials=3))
+
+    def curve(config, settings, seed, starts, points):
+        if bool(settings) == (diverges == "best"):
+            raise TrainingDivergedError("no longer finite")
+        yield config.total_timesteps, 1.0
+
+    monkeypatch.setattr(module, "_learning_curve", curve)
+    for _ in range(2):  # it is told again, and nothing trained
+        best = tune(config(trials=3, confirm_seeds=2))
+    said = capsys.readouterr().out.splitlines()
+    counts = (2, 0) if diverges == "best" else (0, 2)
+    times = "training diverged, {} times by the best settings, {} times by the defaults: the best are not shown to be better"
+    assert said.count("On 2 new seeds " + times.format(*counts)) == 2
+    assert flags_of(best) in said[-1]
+
+
 def test_an_interrupted_proof_trains_only_what_is_missing(quick, monkeypatch):
     tune(config(trials=2, confirm_seeds=2))
     count = 0

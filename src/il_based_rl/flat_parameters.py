@@ -167,6 +167,8 @@ class FlatAdam:
 class GroupedAdam(FlatAdam):
     """Adam on several groups of parameters, each with a gradient norm and a share of the learning rate of its own.
 
+    Steps are counted for all of them together, so that whoever lets one move that kept still calls `forget`.
+
     Args:
         flat: See `FlatAdam`.
         lr: See `FlatAdam`.

@@ -58,7 +58,7 @@ def actor_from(
     else:
         policy, log_std = own.policy, own.log_std_array()
     require_spaces(policy, observation_space, action_space, "the agent", "the environment")
-    return _policy_actor(policy, None if deterministic else random, log_std)
+    return policy_actor(policy, None if deterministic else random, log_std)
 
 
 def own_agent(agent: Any) -> PPOAgent | BCAgent | None:
@@ -151,7 +151,8 @@ def mixture(expert: Actor, student: Actor, share: float, student_number: int, ra
     return act
 
 
-def _policy_actor(policy: MLPPolicy, random: np.random.Generator | None, log_std: np.ndarray | None) -> Actor:
+def policy_actor(policy: MLPPolicy, random: np.random.Generator | None = None, log_std: np.ndarray | None = None) -> Actor:
+    """Let a policy take its most likely actions, or with a source of chance sample them; `log_std` is of shape (A,)."""
     outputs_of, codec, head = policy.as_numpy(), policy.codec, policy.head
 
     def act(players: Sequence[Situation]) -> np.ndarray:

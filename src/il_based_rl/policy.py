@@ -128,10 +128,11 @@ class MLPPolicy(nn.Module):
         """Return `as_numpy`, kept from call to call while all that it read is where and what it was."""
         parts: Any = self._modules  # a tenth of an attribute's cost
         network, normalizer = parts["network"], parts["normalizer"]
-        if type(network) is not MLP or normalizer is None:
+        if type(network) is not MLP or type(normalizer) is not RunningNormalizer:
             return self._forward_on_arrays
         listed: Any = network._modules["layers"]
-        layers, statistics = listed._modules.values(), normalizer._buffers
+        statistics: Any = normalizer._buffers
+        layers = listed._modules.values()
         mean, variance, count = statistics["mean"], statistics["variance"], statistics["count"]
         key = (
             [*map(id, layers)],
@@ -190,7 +191,7 @@ class MLPPolicy(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Everything needed to build this policy again, as plain values; `from_architecture` does."""
+        """Everything needed to build this policy again, as plain values; `arguments_from` reads it."""
         return {
             "observation_space": space_to_plain(self.observation_space),
             "action_space": space_to_plain(self.action_space),

@@ -80,7 +80,10 @@ class ObservationCodec:
     def _readable(self, array: np.ndarray) -> np.ndarray:
         if array.dtype.kind not in "biuf":
             raise ValueError(f"the observation holds {array.dtype}, not numbers")
-        if self._choices is not None and not ((array >= self._first) & (array < self._first + self._choices)).all():
+        if self._choices is None:
+            return array
+        within = (array >= self._first) & (array < self._first + self._choices)
+        if not within.all() or (array.dtype.kind == "f" and (array % 1 != 0).any()):
             raise ValueError(f"the observation {array.tolist()} is not one of {self.space}")
         return array
 

@@ -62,22 +62,19 @@ class Aggregation:
         self._demos, self._actors_before = demos, _actors_before(demos)
         # One environment, as several side by side would be cut in the same early part of their episodes.
         self._players = EpisodePlayers(config.env_id, 1, bounds=config.bounds)
-        spaces = self._players.observation_space, self._players.action_space
-        self._asked = actor_from(expert, *spaces, deterministic=True, random=generator(self.seed, "aggregation"))
-        if demos is not None:
-            demos.require_env(config.env_id, *spaces)
-            if config.query_budget is not None and len(demos) >= config.query_budget:
-                raise ConfigError(
-                    f"--query-budget {config.query_budget} leaves no question beyond the {len(demos)} demonstrations"
-                )
-            if config.rounds == 1:
-                raise ConfigError("--rounds 1 is the round of the demonstrations, and leaves none in which the expert is asked")
-        self.agent = BCAgent.for_spaces(
-            *spaces, config.bc, hidden_dims=config.hidden_dims, seed=self.seed, device=config.device
-        )
-        self._require_distributions()
-        if demos is not None:
-            self.agent.examples(demos)
+        try:
+            self._require_fitting()
+            spaces = self._players.observation_space, self._players.action_space
+            self._asked = actor_from(expert, *spaces, deterministic=True, random=generator(self.seed, "aggregation"))
+            self.agent = BCAgent.for_spaces(
+                *spaces, config.bc, hidden_dims=config.hidden_dims, seed=self.seed, device=config.device
+            )
+            self._require_distributions()
+            if demos is not None:
+                self.agent.examples(demos)
+        except BaseException:
+            self._players.close()
+            raise
         self.asked: DemoDataset | None = None
         """All that the expert was asked; its metadata's `episodes_per_round` tell the rounds apart."""
         self._kept: list[int] = []
@@ -91,6 +88,17 @@ class Aggregation:
         """Of what the expert is above a random policy, that the last student has; None where the expert is not above it."""
         self.compared = False
         """Whether the best student was compared with the expert in the end, and nothing was learned since."""
+
+    def _require_fitting(self) -> None:
+        """Raise an error if the demonstrations to begin with are of another environment, or leave nothing to ask."""
+        config, demos = self.config, self._demos
+        if demos is None:
+            return
+        demos.require_env(config.env_id, self._players.observation_space, self._players.action_space)
+        if config.query_budget is not None and len(demos) >= config.query_budget:
+            raise ConfigError(f"--query-budget {config.query_budget} leaves no question beyond the {len(demos)} demonstrations")
+        if config.rounds == 1:
+            raise ConfigError("--rounds 1 is the round of the demonstrations, and leaves none in which the expert is asked")
 
     @property
     def queries(self) -> int:
@@ -213,10 +221,14 @@ class Aggregation:
     def _judged(self) -> float:
         """Let the student play; return its mean return."""
         if self.ends is None:
-            self.ends = self.evaluated(None).mean, self.evaluated(self.expert).mean
+            expert, steps = self.evaluated(self.expert), self.config.round_steps
+            self.ends = self.evaluated(None).mean, expert.mean
             if self.ends[1] <= self.ends[0]:
                 returned = f"the expert returns {self.ends[1]:.2f} here, a random policy {self.ends[0]:.2f}"
                 notice(f"{returned}: which share a student has of what the expert is above that cannot be told")
+            if (longest := int(expert.lengths.max())) > steps:
+                cut = f"rounds of {steps} steps cut the expert's episodes of up to {longest}: no label tells how those go on"
+                notice(f"{cut}; `il-rl dagger --round-steps {longest}` does not cut them")
         mean, (low, high) = self.evaluated(self.agent).mean, self.ends
         self.share = (mean - low) / (high - low) if high > low else None
         return mean

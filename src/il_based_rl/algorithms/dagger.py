@@ -144,12 +144,18 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
                     except FileWriteError as error:
                         failed = _failed_once_more(error, failed)
                         continue  # what is saved in the end goes on from what is on disk
+                    failed = 0
                     run.keep(learner, progress.queries, progress.metrics["eval_reward"], periodic=True)
                     run.checkpoint()
                     if not config.quiet:
                         cli.say(_line(progress.round, progress.queries, progress.metrics))
                     bar.update(eval_reward=progress.metrics["eval_reward"])
                 told = _told_in_the_end(learner)
+            if failed:
+                try:
+                    _save_asked(learner, files)
+                except FileWriteError as error:
+                    _failed_once_more(error, _MOST_FAILED_SAVES)
             run.keep(learner, learner.queries)
             run.save()
             cli.say(f"From {config.final_episodes} start states never seen before, {told}")

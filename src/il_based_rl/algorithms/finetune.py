@@ -22,11 +22,13 @@ from il_based_rl.experiment import (
 )
 
 if TYPE_CHECKING:
+    from il_based_rl.agent import BCAgent
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
     from il_based_rl.dataset import DemoDataset
     from il_based_rl.envs import Envs
     from il_based_rl.experiment.run import RunFiles
-    from il_based_rl.ppo_agent import PPOAgent
+    from il_based_rl.policy import MLPPolicy
+    from il_based_rl.ppo_agent import PPOAgent, Progress
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.statistics import Estimate
 
@@ -73,7 +75,7 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
         tuner = _started(config, student, envs, demos)
         _judged(tuner, config, players)
         for progress in tuner.learn(envs, config.total_timesteps):
-            if progress.passes_multiple_of(config.eval_interval):
+            if _is_judged(progress, config):
                 _judged(tuner, config, players)
         _settled(tuner, config)
     return PPOAgent.from_payload(tuner.payload(), "memory", device=config.device)
@@ -153,7 +155,7 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
                 started = time.perf_counter()
                 for progress in updates:
                     metrics = progress.metrics | {"steps_per_second": progress.rollout_steps / (time.perf_counter() - started)}
-                    evaluate = progress.passes_multiple_of(config.eval_interval)
+                    evaluate = _is_judged(progress, config)
                     if evaluate:
                         metrics |= _facts(tuner, _judged(tuner, config, players))
                     run.log(metrics, progress.env_steps)
@@ -190,6 +192,11 @@ def _world(config: FinetuneConfig) -> Iterator[tuple[Envs, EpisodePlayers]]:
         EpisodePlayers(config.env_id, config.eval_episodes, bounds=config.bounds) as players,
     ):
         yield envs, players
+
+
+def _is_judged(progress: Progress, config: FinetuneConfig) -> bool:
+    """Whether the policy after an update is compared with the clone: now and then, and the last one."""
+    return progress.passes_multiple_of(config.eval_interval) or progress.env_steps >= config.total_timesteps
 
 
 def _judged(tuner: GuardedPPO, config: FinetuneConfig, players: EpisodePlayers) -> tuple[float, Estimate]:
@@ -239,7 +246,7 @@ def _with_std(config: FinetuneConfig, student: Any, players: EpisodePlayers) -> 
         return config
     assert config.seed is not None
     seeds = list(start_seeds(config.seed, "evaluation in training", min(config.eval_episodes, _TRIED_EPISODES)))
-    std = fitting_std(student, players, seeds, config.guard, config.seed)
+    std = fitting_std(_actor_of(student), players, seeds, config.guard, config.seed)
     if not config.quiet:
         cli.notice(f"actions begin with a standard deviation of {std} of half their range (--action-std sets another)")
     return replace(config, guard=replace(config.guard, action_std=std))
@@ -251,8 +258,7 @@ def _started(config: FinetuneConfig, student: Any, envs: Envs, demos: DemoDatase
     from il_based_rl.policy import require_spaces
     from il_based_rl.ppo_agent import PPOAgent
 
-    expert = isinstance(student, PPOAgent)
-    actor = student.policy.actor if expert else student.policy
+    actor = _actor_of(student)
     require_spaces(actor, envs.observation_space, envs.action_space, "the policy", config.env_id)
     assert config.seed is not None
     return GuardedPPO.from_clone(
@@ -261,9 +267,16 @@ def _started(config: FinetuneConfig, student: Any, envs: Envs, demos: DemoDatase
         config.ppo,
         seed=config.seed,
         device=config.device,
-        critic=student.policy.critic if expert and not config.guard.fresh_critic else None,
+        critic=student.policy.critic if isinstance(student, PPOAgent) and not config.guard.fresh_critic else None,
         demos=demos,
     )
+
+
+def _actor_of(student: BCAgent | PPOAgent) -> MLPPolicy:
+    """Return the policy of a student, or the actor of an expert."""
+    from il_based_rl.ppo_agent import PPOAgent
+
+    return student.policy.actor if isinstance(student, PPOAgent) else student.policy
 
 
 def _demos(config: FinetuneConfig, envs: Envs) -> DemoDataset | None:
@@ -289,11 +302,10 @@ def _begun(
     from il_based_rl.checkpoint import load_agent
     from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.policy import require_spaces
-    from il_based_rl.ppo_agent import PPOAgent
 
     if checkpoint is None:
         student = load_agent(config.checkpoint)
-        actor = student.policy.actor if isinstance(student, PPOAgent) else student.policy
+        actor = _actor_of(student)
         require_spaces(actor, envs.observation_space, envs.action_space, config.checkpoint, config.env_id)
         if demos is not None:
             examples_for(actor, demos)

@@ -21,12 +21,12 @@ from il_based_rl.envs import Envs
 from il_based_rl.errors import FileFormatError
 from il_based_rl.flat_parameters import GroupedAdam
 from il_based_rl.heads import to_tensor
-from il_based_rl.interop import actor_from, disturbed
+from il_based_rl.interop import policy_actor
 from il_based_rl.networks import MLP
 from il_based_rl.policy import MLPPolicy, copied, load_parameters, require_counts, shown_to
 from il_based_rl.ppo_agent import PPOAgent, Progress
 from il_based_rl.ppo_updates import Anchor
-from il_based_rl.rollout import Actor, EpisodePlayers, Teacher
+from il_based_rl.rollout import Actor, EpisodePlayers
 from il_based_rl.seeding import generator, generator_state, restore_generator, torch_seed
 from il_based_rl.statistics import Estimate, difference
 
@@ -66,7 +66,7 @@ class GuardedPPO:
         self._demos = None if demos is None else self._prepared(demos)
         self._draws = generator(agent.seed, "minibatch order", 1)
         self.warming, self.rollouts, self.updates = guard.warmup_rollouts > 0, 0, 0
-        """Whether the actor is still; rollouts so far; updates of the actor so far."""
+        """Whether the actor is still; rollouts since it was to keep still; updates of the actor so far."""
         self.below = 0
         """Evaluations in a row that were clearly below the clone's."""
         self.caution = 1.0
@@ -161,10 +161,12 @@ class GuardedPPO:
         return self._watched(self.agent.learn(envs, total_timesteps))
 
     def _watched(self, updates: Iterator[Progress]) -> Iterator[Progress]:
+        normalizer = self.agent.policy.actor.normalizer
+        statistics = copied(normalizer.state_dict())
         for progress in updates:
             moved = not self.warming
             if not moved:  # else actions would move with the statistics that they are read by
-                self.agent.policy.actor.normalizer.load_state_dict(self._clone.normalizer.state_dict())
+                normalizer.load_state_dict(statistics)
             facts = {"actor_moves": float(moved), "actor_lr": self._optimizer.shares[0] * self._optimizer.lr}
             self._advance(progress.metrics["explained_variance"])
             if (log_std := self.agent.policy.log_std) is not None:
@@ -173,6 +175,7 @@ class GuardedPPO:
                 facts["divergence_from_clone"] = float(np.mean(divergences))
                 divergences.clear()
             yield replace(progress, metrics=progress.metrics | facts)
+            statistics = copied(normalizer.state_dict())  # by then `judge` may have gone back
 
     def _advance(self, explained_variance: float) -> None:
         """Go on to the next update: end the warm-up, move the schedules, bound the standard deviation."""
@@ -182,6 +185,7 @@ class GuardedPPO:
             self.updates += 1
         elif explained_variance >= self.guard.warmup_variance or self.rollouts >= self.guard.warmup_rollouts:
             self.warming = False
+            self._optimizer.forget()  # as the actor's steps would be several times too long, were they counted from before
         self._bound_std()
         self._schedule()
 
@@ -232,14 +236,22 @@ class GuardedPPO:
         margin = difference(returns, self.clone_returns, random, paired=True)
         self.below = self.below + 1 if margin.high < 0.0 else 0
         if self.guard.gate and self.below >= self.guard.gate_patience:
-            self.below = 0
-            self.agent.policy.load_state_dict(self.best)
-            self._optimizer.forget()
-            self.caution *= 2.0
-            self._schedule()
+            self._go_back()
         elif not self.below and returns.mean() >= self.best_mean:
             self.best, self.best_mean = copied(self.agent.policy.state_dict()), float(returns.mean())
         return margin
+
+    def _go_back(self) -> None:
+        """Take the best actor, more carefully; the critic, which has seen more than that one's, warms up on its rollouts."""
+        policy = self.agent.policy
+        critic = copied(policy.critic.state_dict())
+        policy.load_state_dict(self.best)
+        policy.critic.load_state_dict(critic)
+        self._optimizer.forget()
+        self.below = self.rollouts = 0
+        self.warming = self.guard.warmup_rollouts > 0
+        self.caution *= 2.0
+        self._schedule()
 
     def settle(self, play: Callable[[], np.ndarray], random: np.random.Generator) -> Estimate:
         """Make sure that the best policy is not clearly below the clone from start states never seen before, or take the clone.
@@ -282,29 +294,28 @@ def _stds(guard: GuardConfig) -> list[float]:
     return [std for std in _STDS if guard.min_action_std <= std <= guard.max_action_std] or [guard.max_action_std]
 
 
-def fitting_std(clone: Any, players: EpisodePlayers, start_seeds: Sequence[int], guard: GuardConfig, seed: int) -> float:
+def fitting_std(clone: MLPPolicy, players: EpisodePlayers, start_seeds: Sequence[int], guard: GuardConfig, seed: int) -> float:
     """Return the largest standard deviation to explore with that leaves a clone 60% of its advantage over random actions.
 
     Under one that leaves less, PPO improves the disturbed policy, and the undisturbed one, which is judged and saved, gets
     worse for long. The smallest is taken in any case: under less, too little is tried out to learn from.
 
     Args:
-        clone: A student, or an expert.
+        clone: A student's policy, or an expert's actor.
         players: Where.
         start_seeds: From where.
         guard: Bounds the deviation.
         seed: Of the noise.
     """
 
-    def mean(actor: Actor | Teacher) -> float:
+    def mean(actor: Actor) -> float:
         return float(np.mean([episode.total_reward for episode in players.play(actor, start_seeds)]))
 
-    spaces = players.observation_space, players.action_space
-    own = actor_from(clone, *spaces, deterministic=True, random=generator(seed, "action noise"))
     players.action_space.seed(seed)
-    low, high = mean(lambda situations: np.stack([players.action_space.sample() for _ in situations])), mean(own)
+    low = mean(lambda situations: np.stack([players.action_space.sample() for _ in situations]))
+    high = mean(policy_actor(clone))
     for std in _stds(guard):
-        noise = generator(seed, "action noise", 2)
-        if mean(disturbed(own, players.action_space, std, noise)) - low >= _KEPT_SHARE * (high - low):
+        log_std = np.full(clone.head.num_outputs, math.log(std), np.float32)
+        if mean(policy_actor(clone, generator(seed, "action noise", 2), log_std)) - low >= _KEPT_SHARE * (high - low):
             return std
     return _stds(guard)[-1]

@@ -103,9 +103,10 @@ def tune(config: TuneConfig) -> Settings:
         cli.notice(f"{config.env_id} cannot be sent to other processes; trials run here, one after the other")
         processes = 1
     side_by_side = partial(_side_by_side, processes, spec)
+    with _readable(path):
+        _require_search(path)
     require_writable(path)
     with exclusive(path.with_name(f".{path.name}.lock"), place=path), _readable(path):
-        _require_search(path)
         study = _study(config)
         for cut_off in study.get_trials(states=(states.RUNNING,)):
             study.tell(cut_off.number, state=states.FAIL)
@@ -125,8 +126,8 @@ def tune(config: TuneConfig) -> Settings:
         best = _best(study, config)
         cli.say(f"Best trial: number {study.best_trial.number}, mean return {study.best_value:.2f}")
         trainings = ((name, job) for name, job in _confirmations(config, best) if name not in study.user_attrs)
-        for name, value in side_by_side(_confirmed, trainings):
-            study.set_user_attr(name, value)
+        for name, mean in side_by_side(_confirmed, trainings):
+            study.set_user_attr(name, mean)
         if config.confirm_seeds:
             cli.say(_verdict(study, config, best))
         flags = flags_of({"bounds": config.bounds, **best})
@@ -176,13 +177,18 @@ def _tried(config: TuneConfig, settings: Settings, number: int, bars: dict[int, 
     return curve, False
 
 
-def _confirmed(config: TuneConfig, settings: Settings, k: int) -> float:
-    """Train by these settings on a seed that the search never saw; return the mean return from start states of its own."""
+def _confirmed(config: TuneConfig, settings: Settings, k: int) -> float | None:
+    """Train by these settings on a seed that the search never saw; return the mean return from start states of its own.
+
+    None stands for training that diverged.
+    """
     from il_based_rl.seeding import generator, start_seeds
 
     seed = int(generator(config.seed, "search", 1, k).integers(2**31))
     starts = list(start_seeds(seed, "evaluation", _CONFIRMING_EPISODES, key=6))  # so that seeds share no luck
-    return list(_learning_curve(config, settings, seed, starts, 1))[-1][1]
+    with contextlib.suppress(TrainingDivergedError):
+        return list(_learning_curve(config, settings, seed, starts, 1))[-1][1]
+    return None
 
 
 def _learning_curve(
@@ -253,16 +259,21 @@ def _verdict(study: optuna.Study, config: TuneConfig, best: Settings) -> str:
     from il_based_rl.statistics import mean_interval
 
     seeds = range(config.confirm_seeds)
-    ours, usual = (np.array([study.user_attrs[_confirmation(each, k)] for k in seeds], float) for each in (best, {}))
+    found = [[study.user_attrs[_confirmation(each, k)] for k in seeds] for each in (best, {})]
+    fallen, fallen_usual = (values.count(None) for values in found)
+    if fallen or fallen_usual:
+        counts = f"{fallen} times by the best settings, {fallen_usual} times by the defaults"
+        return f"On {len(seeds)} new seeds training diverged, {counts}: the best are not shown to be better"
+    ours, usual = (np.array(values, float) for values in found)
 
     def shown(values: np.ndarray) -> str:
         low, high = mean_interval(values)
         return f"{values.mean():.2f}" + ("" if len(values) < 2 else f" [{low:.2f}, {high:.2f}]")
 
-    found = "better" if mean_interval(ours - usual)[0] > 0.0 else "not shown to be better"
+    shown_to_be = "better" if mean_interval(ours - usual)[0] > 0.0 else "not shown to be better"
     return (
         f"On {len(seeds)} new seeds: the best settings {shown(ours)}, the defaults {shown(usual)}, "
-        f"difference {shown(ours - usual)}: {found} (mean return, 95% interval)"
+        f"difference {shown(ours - usual)}: {shown_to_be} (mean return, 95% interval)"
     )
 
 

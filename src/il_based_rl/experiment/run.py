@@ -38,8 +38,11 @@ _OURS = re.compile(rf"best\.pt|metrics\.jsonl|{_PERIODIC}|demos\.npz")
 """What a run writes in its folder; the last is DAgger's."""
 _KEPT_CHECKPOINTS = 3
 _MOST_FAILED_SAVES = 3
+_OF_LEARNING = ("env_backend", "round_steps", "expert_share", "expert_decay", "query_budget", "memory", "warm_start")
+"""Settings outside the groups by which a run goes on otherwise."""
 _LEVELS = {
     "exact": "exactly as if it had run straight through",
+    "state": "from the state that it was in",
     "episode": "with new episodes, drawn from its own random streams",
     "weights": "with environments that start anew",
 }
@@ -203,14 +206,19 @@ def _facts(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(before: Any, now: Mapping[str, Any]) -> list[str]:
-    """Name the settings of learning, which are grouped, that are not as in the run of before."""
-    groups = [(name, group) for name, group in now.items() if isinstance(group, dict) and name != "tracking"]
-    former = {name: before.get(name) if isinstance(before, dict) else None for name, _ in groups}
+    """Name the settings of learning that are not as in the run of before: those in groups, and what counts of the others."""
+    if not isinstance(before, dict):
+        return []
+    names = [*_OF_LEARNING, *(["eval_interval"] if "guard" in now else [])]
+    if now.get("ppo", {}).get("lr_schedule") == "linear":
+        names.append("total_timesteps")
+    parts = [(before.get(name), part) for name, part in now.items() if isinstance(part, dict) and name != "tracking"]
+    parts.append((before, {name: now[name] for name in names if name in now}))
     return [
         f"{setting} {value}"
-        for name, group in groups
-        for setting, value in group.items()
-        if isinstance(known := former[name], dict) and setting in known and known[setting] != value
+        for known, part in parts
+        for setting, value in part.items()
+        if isinstance(known, dict) and setting in known and known[setting] != value
     ]
 
 
@@ -302,7 +310,7 @@ class Run:
         if level is None or not changed:
             return level or "weights"
         notice(f"not bit for bit what one run straight through would give, as something changed: {'; '.join(changed)}")
-        return max(level, "episode", key=list(_LEVELS).index)
+        return max(level, "state", key=list(_LEVELS).index)
 
     @property
     def wall_seconds(self) -> float:

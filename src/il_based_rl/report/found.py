@@ -80,9 +80,11 @@ class FoundRun:
 
     @property
     def _finished(self) -> bool:
-        training, rounds = self.payload.get("training"), self.payload.get("dagger")
+        training, rounds, tuning = (self.payload.get(name) for name in ("training", "dagger", "finetune"))
         if isinstance(rounds, dict):
-            return rounds.get("finished") is True
+            return rounds.get("finished") is True and rounds.get("compared") is not False
+        if isinstance(tuning, dict) and tuning.get("settled") is False:
+            return False
         if self.kind == "bc":  # a student that is to learn on has kept its optimiser
             return isinstance(training, dict) and "optimizer" not in training
         return self.total is not None and self.step >= self.total

@@ -117,15 +117,15 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
 
 
 def _named(runs: Sequence[FoundRun]) -> dict[str, Path]:
-    """Call the only expert and the only student of each kind so; several by their files, `random` by all of its name."""
-    kinds = [run.kind for run in runs]
+    """Call the only expert and the only student of each kind so; several by their files, as short as is clear."""
     words = {"ppo": "expert", "bc": "student", "dagger": "DAgger student", "finetune": "fine-tuned student"}
-    return {
-        words[run.kind]
-        if kinds.count(run.kind) == 1 and run.kind in words
-        else (str(run.save_path) if run.save_path.stem == "random" else str(run.save_path.with_suffix(""))): run.save_path
-        for run in runs
-    }
+    kinds, short = [run.kind for run in runs], [str(run.save_path.with_suffix("")) for run in runs]
+    names = {}
+    for run, own in zip(runs, short, strict=True):
+        alone = kinds.count(run.kind) == 1 and run.kind in words
+        clear = short.count(own) == 1 and own not in ("random", *words.values())
+        names[words[run.kind] if alone else own if clear else str(run.save_path)] = run.save_path
+    return names
 
 
 def _chosen(runs: Sequence[FoundRun], folder: Path, wanted: str | None) -> list[FoundRun]:
