@@ -67,6 +67,18 @@ gym.register("doctor/Sound-v0", Walk, max_episode_steps=100)
 gym.register("doctor/NoLimit-v0", Walk)
 
 
+class Minute(Walk):
+    """The same, told in a unit that is far too large."""
+
+    def reset(self, **told):
+        obs, info = super().reset(**told)
+        return np.float32(obs * 1e-7), info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return np.float32(obs * 1e-7), *rest
+
+
 class FarAway(Walk):
     """The same, told in metres from far away, as satellites tell a place."""
 
@@ -87,6 +99,7 @@ class FarAway(Walk):
 
 
 gym.register("doctor/FarAway-v0", FarAway, max_episode_steps=100)
+gym.register("doctor/Minute-v0", Minute, max_episode_steps=100)
 
 
 @pytest.fixture(autouse=True)
@@ -334,6 +347,7 @@ WARNINGS = [  # environment, and what its warnings must hold, one after the othe
     ("doctor/OutOfBounds-v0", ["step 1 led to float32 .*2[.]e[+]06.* not in Box"]),
     ("doctor/OtherType-v0", ["step 1 led to float64 .* not in Box.*float32"]),
     ("doctor/FarAway-v0", [r"number 0 of an observation varies by .* around 50000.*, where float32, .* in steps of 0[.]5"]),
+    ("doctor/Minute-v0", [r"number 0 of an observation varies by .*e-0[67], which is hardly told from a constant"]),
     ("doctor/NoLimit-v0", ["no time limit .* cut after 50,000 steps.* max_episode_steps"]),
     ("doctor/ForeignGenerator-v0", ["has the policy back, but begins episodes of its own"]),
 ]

@@ -5,6 +5,7 @@ import inspect
 import io
 import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 import toy_envs  # noqa: F401 - registers the environments
 
 from il_based_rl import config, pipeline
+from il_based_rl.__main__ import main as entry
 from il_based_rl.agent import BCAgent
+from il_based_rl.algorithms.aggregation import Aggregation
+from il_based_rl.algorithms.guarded_ppo import GuardedPPO
 from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import UnknownEnvironmentError
 from il_based_rl.evaluate import evaluate_policy
@@ -183,3 +187,30 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_stage_begins(place
     assert place in captured.err
     assert "Checkpoint saved" not in captured.out
     assert not Path("checkpoints/ppo_expert.pt").is_file()
+
+
+@pytest.mark.parametrize("stage", ["train-ppo", "train", "dagger", "finetune"])
+def test_who_interrupts_a_stage_is_told_which_command_goes_on_with_it(stage, monkeypatch, capsys):
+    owner, name = {
+        "train-ppo": (PPOAgent, "learn"),
+        "train": (BCAgent, "learn"),
+        "dagger": (Aggregation, "learn"),
+        "finetune": (GuardedPPO, "learn"),
+    }[stage]
+
+    def interrupted(*given, **named):
+        raise KeyboardInterrupt
+        yield
+
+    small = ["--ppo-timesteps", "1", "--num-demo-episodes", "3", "--bc-epochs", "2", "--dagger", "1", "--finetune", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, interrupted)
+        with pytest.raises(SystemExit) as leaving:
+            pipeline.main(["--env-id", "toy/Counter-v0", "--seed", "4", "--output-dir", "my runs", *small])
+    assert leaving.value.code == 130
+    saved, hint, last = capsys.readouterr().err.splitlines()[-3:]
+    assert saved.endswith("go on with --resume")
+    assert last == "interrupted"
+    resume = re.fullmatch(r"`il-rl (.*)` goes on with this stage alone; a pipeline begins anew", hint)
+    assert resume[1].startswith(f"{stage} --resume --save-path 'my runs")
+    assert entry(shlex.split(resume[1])) is None

@@ -103,6 +103,45 @@ class Impatient(gym.Env):
         return self._place.copy(), -float(np.abs(self._place).sum()), False, self._steps == 50, {}
 
 
+class Wearing(gym.Env):
+    """An environment whose reward falls as it wears out, which no observation shows."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self):
+        self._life = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._steps = 0
+        return self.np_random.normal(size=2).astype(np.float32), {}
+
+    def step(self, action):
+        self._life, self._steps = self._life + 1, self._steps + 1
+        obs = self.np_random.normal(size=2).astype(np.float32)
+        return obs, float(action[0]) + (self._life > 300), False, self._steps == 50, {}
+
+
+class Pixels(gym.Env):
+    """An environment of numbers without a sign, in what it shows and in what it takes."""
+
+    observation_space = gym.spaces.Box(0, 60_000, (2,), np.uint16)
+    action_space = gym.spaces.Box(0, 2**32 - 1, (1,), np.uint32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._steps = 0
+        return self.np_random.integers(60_000, size=2, dtype=np.uint16), {}
+
+    def step(self, action):
+        self._steps += 1
+        obs = self.np_random.integers(60_000, size=2, dtype=np.uint16)
+        return obs, float(action[0]) / 2**32, False, self._steps == 50, {}
+
+
+gym.register("toy/Wearing-v0", entry_point=Wearing)
+gym.register("toy/Pixels-v0", entry_point=Pixels)
 gym.register("toy/NoGenerator-v0", entry_point=NoGenerator)
 gym.register("toy/Impatient-v0", entry_point=Impatient)
 
@@ -461,6 +500,24 @@ def test_how_much_is_back_is_said_and_recorded(level, num_envs, folder, capsys):
     assert "other settings" not in "".join(messages)
     assert resumes(folder / "a.pt") == [{"step": step * ROLLOUT, "level": level} for step in (2, 5)]
     assert [row["step"] for row in read_rows(folder / "a" / "metrics.jsonl")] == [ROLLOUT * (k + 1) for k in range(UPDATES)]
+
+
+def test_hidden_wear_that_only_rewards_show_is_noticed(folder, capsys):
+    config = replace(PENDULUM, env_id="toy/Wearing-v0", save_path=str(folder / "a.pt"))
+    assert struck(config, "row", 5, "interrupted")
+    command(resumed(config))
+    assert "with new episodes" in capsys.readouterr().err
+    assert resumes(folder / "a.pt") == [{"step": 4 * ROLLOUT, "level": "episode"}]
+
+
+def test_environments_of_numbers_without_a_sign_are_back_exactly(folder, tmp_path):
+    config = replace(PENDULUM, env_id="toy/Pixels-v0", save_path=str(folder / "a.pt"))
+    command(replace(config, save_path=str(tmp_path / "straight" / "a.pt")))
+    assert struck(config, "row", 5, "interrupted")
+    command(resumed(config))
+    assert resumes(folder / "a.pt") == [{"step": 4 * ROLLOUT, "level": "exact"}]
+    one, other = (read_checkpoint(place / "a.pt")["parameters"] for place in (folder, tmp_path / "straight"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_environments_of_envpool_start_anew(folder):

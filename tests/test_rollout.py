@@ -10,7 +10,7 @@ import il_based_rl.rollout
 from il_based_rl.buffer import RolloutBuffer
 from il_based_rl.envs import InProcessEnvs, as_envs
 from il_based_rl.heads import action_head
-from il_based_rl.rollout import MAX_PLAYERS, EpisodePlayers, Rollouts
+from il_based_rl.rollout import MAX_PLAYERS, EpisodePlayers, Rollouts, _success
 
 
 def rollouts_of(env_id, num_steps, seeds, make=InProcessEnvs):
@@ -177,3 +177,24 @@ def test_an_episode_without_end_is_cut_and_that_is_said(monkeypatch, capsys):
 def test_an_episode_that_ends_at_the_limit_is_fine(monkeypatch):
     monkeypatch.setattr(il_based_rl.rollout, "MAX_EPISODE_STEPS", 20)
     assert len(play("toy/ShortOrLong-v0", [8], 1)[0].rewards) == 20
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        (True, True),
+        (np.bool_(False), False),
+        (1.0, True),
+        (np.array([0]), False),
+        (float("nan"), None),
+        ("False", None),
+        (None, None),
+        ({}, None),
+        (np.array([True, False]), None),
+    ],
+    ids=str,
+)
+def test_only_what_is_true_or_false_tells_of_success(told, found):
+    assert _success({"is_success": told}) is found
+    assert _success({"success": told}) is found
+    assert _success({}) is None

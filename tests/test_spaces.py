@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from il_based_rl.errors import FileFormatError, UnsupportedSpaceError
+from il_based_rl.heads import action_head
 from il_based_rl.spaces import ObservationCodec, same_space, space_from_plain, space_to_plain
 from tests.conftest import action_spaces, boxes, multi_discretes, observation_spaces
 
@@ -291,3 +292,16 @@ def test_the_parts_of_a_batch_have_as_many_rows_each():
 def test_a_part_that_an_observation_lacks_is_named(space, obs, key):
     with pytest.raises(ValueError, match=f"the observation lacks {key}, a part of its space"):
         ObservationCodec(space).row(obs)
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize <= 8, reason="here it is float64")
+@pytest.mark.parametrize("reader", [ObservationCodec, action_head])
+def test_numbers_that_no_file_could_hold_are_refused_at_once(reader):
+    with pytest.raises(UnsupportedSpaceError, match="64 bits"):
+        reader(spaces.Box(-1, 1, (2,), np.longdouble))
+
+
+def test_keys_that_no_file_could_hold_are_refused_at_once():
+    with pytest.raises(UnsupportedSpaceError, match=r"key \('arm', 'q'\) is not supported; expected texts or numbers"):
+        ObservationCodec(spaces.Tuple([spaces.Dict({("arm", "q"): spaces.Box(-1, 1, (2,))})]))
+    assert ObservationCodec(spaces.Dict({1: spaces.Box(-1, 1, (2,)), 2: spaces.Discrete(2)})).size == 4

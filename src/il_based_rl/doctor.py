@@ -47,6 +47,8 @@ EXTRAS = {  # the names that each is published under, of which only one may be t
 }
 STEPS, SEED, OTHER_SEEDS = 200, 7, range(100, 110)
 """Random actions that an environment is judged by, and the seeds of its resets."""
+TINY = 1e-5
+"""A standard deviation below which a number of observations is hardly told from a constant, see `RunningNormalizer`."""
 REPEATABLE = "draw all chance from self.np_random after super().reset(seed=seed), and let reset undo what steps have changed"
 
 
@@ -255,13 +257,18 @@ def _values(env_id: str) -> Iterator[Finding]:
         yield PASS, "observations are in their space"
     values = np.array(rows)
     deviations, steps = values.std(axis=0), np.spacing(np.abs(values).max(axis=0).astype(np.float32))
-    varies = deviations > 1e-9 * np.abs(values).max(axis=0)  # by more than float64 rounds
-    if (coarse := np.flatnonzero(varies & (steps > deviations / 100))).size:
-        k = int(coarse[0])
+    varies = deviations > 1e-13 * np.abs(values).max(axis=0)  # by more than float64 rounds
+    for k in np.flatnonzero(varies & (steps > deviations / 100))[:1].tolist():
         yield (
             WARN,
             f"number {k} of an observation varies by {deviations[k]:.3g} around {values[:, k].mean():.8g}, where float32, "
             f"which policies read, goes in steps of {steps[k]:.3g}; let the environment subtract its offset",
+        )
+    for k in np.flatnonzero(varies & (deviations < TINY))[:1].tolist():
+        yield (
+            WARN,
+            f"number {k} of an observation varies by {deviations[k]:.3g}, which is hardly told from a constant; let the "
+            "environment give it in a smaller unit",
         )
     yield PASS, f"a step takes {statistics.median(times) * 1e6:.0f} µs (median)"
 

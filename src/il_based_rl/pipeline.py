@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,19 +68,21 @@ def pipeline(config: PipelineConfig) -> Comparison:
         played: dict[str, Any] = {"bounds": config.bounds}
         tracked = told | {"tracking": config.tracking}
         usual = with_preset(TrainPPOConfig(), config.env_id) if config.preset else TrainPPOConfig(config.env_id)
-        train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **played, **tracked))
+        with _stage("train-ppo", expert):
+            train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **played, **tracked))
         shown: dict[str, Any] = {"num_episodes": config.num_demo_episodes, "action_noise": config.action_noise}
         collect(CollectConfig(config.env_id, expert, save_path=demos, **shown, **played, **told))
-        train(TrainConfig(demos, save_path=str(policies["student"]), bc=bc, **tracked))
-        last = policies["student"]
+        last = str(policies["student"])
+        with _stage("train", last):
+            train(TrainConfig(demos, save_path=last, bc=bc, **tracked))
         if config.dagger:
-            last = policies["DAgger student"]
-            run_dagger(
-                DaggerConfig(config.env_id, expert, demos, save_path=str(last), rounds=1 + config.dagger, **played, **tracked)
-            )
+            last, rounds = str(policies["DAgger student"]), 1 + config.dagger
+            with _stage("dagger", last):
+                run_dagger(DaggerConfig(config.env_id, expert, demos, save_path=last, rounds=rounds, **played, **tracked))
         if config.finetune:
-            begun, ended = str(last), str(policies["fine-tuned student"])
-            run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, save_path=ended, **played, **tracked))
+            begun, last = last, str(policies["fine-tuned student"])
+            with _stage("finetune", last):
+                run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, save_path=last, **played, **tracked))
         comparison = _compared(config, policies)
         cli.say(f"\n{comparison.markdown()}")
         runs = [read_run(RunFiles(path).folder) for path in policies.values()]
@@ -89,6 +93,18 @@ def pipeline(config: PipelineConfig) -> Comparison:
         for name, path in {**policies, "demonstrations": demo_path, "report": page}.items():
             cli.say(f"{name[0].upper() + name[1:]:<20}{path}")
         return comparison
+
+
+@contextlib.contextmanager
+def _stage(command: str, save_path: str) -> Iterator[None]:
+    """Say which command goes on with a stage that ended early, as the pipeline itself begins anew."""
+    try:
+        yield
+    except BaseException:
+        if Path(save_path).exists():
+            resume = f"il-rl {command} --resume --save-path {shlex.quote(save_path)}"
+            cli.notice(f"`{resume}` goes on with this stage alone; a pipeline begins anew")
+        raise
 
 
 def _require_possible(config: PipelineConfig, paths: Sequence[Path]) -> None:

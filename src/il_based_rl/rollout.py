@@ -194,11 +194,22 @@ def to_plain(state: RolloutState) -> dict[str, Any]:
 
 
 def _plain_env(state: EnvState) -> dict[str, Any] | None:
-    arrays = {name: getattr(state, name) for name in ("actions", "row")}
+    arrays = {name: None if (array := getattr(state, name)) is None else _signed(array) for name in ("actions", "row")}
     if any(array is not None and str(array.dtype) not in STORED_DTYPES for array in arrays.values()):
         return None
     tensors = {name: None if array is None else torch.from_numpy(array) for name, array in arrays.items()}
     return {**asdict(state), **tensors}
+
+
+def _signed(array: np.ndarray) -> np.ndarray:
+    """View whole numbers of a type that a checkpoint does not hold as one that it does."""
+    return array.view(f"i{array.itemsize}") if array.dtype.kind == "u" and array.itemsize > 1 else array
+
+
+def _as(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Undo `_signed`."""
+    wanted = np.dtype(dtype)
+    return array.view(wanted) if wanted.kind == "u" and array.dtype == f"i{wanted.itemsize}" else array
 
 
 def from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> RolloutState:
@@ -215,8 +226,8 @@ def from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> RolloutState:
 
 
 def _env_from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> EnvState:
-    actions: Any = None if plain["actions"] is None else plain["actions"].numpy()
-    row = plain["row"].numpy()
+    actions: Any = None if plain["actions"] is None else _as(plain["actions"].numpy(), policy.action_space.dtype)
+    row, total_reward = _as(plain["row"].numpy(), policy.codec.row_dtype), plain.get("total_reward")
     require_generator_state(plain["generator"])
     if plain["generator_at_reset"] is not None:
         require_generator_state(plain["generator_at_reset"])
@@ -228,6 +239,8 @@ def _env_from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> EnvState:
         raise ValueError("an environment's steps, episode or seed are out of range")
     if steps > 0 and not np.isfinite(actions).all():
         raise ValueError("an environment's actions are not finite")
+    if total_reward is not None and type(total_reward) is not float:
+        raise ValueError("an environment's rewards are no number")
     return EnvState(**{**plain, "actions": actions, "row": row})
 
 
@@ -404,8 +417,10 @@ class _Running:
 
 
 def _success(info: Any) -> bool | None:
-    told = [info[key] for key in ("is_success", "success") if key in info] if isinstance(info, Mapping) else []
-    return bool(told[0]) if told and np.size(told[0]) == 1 else None
+    told = [np.asarray(info[key]) for key in ("is_success", "success") if key in info] if isinstance(info, Mapping) else []
+    if not told or told[0].size != 1 or told[0].dtype.kind not in "biuf" or not np.isfinite(told[0]).all():
+        return None
+    return bool(told[0].item())
 
 
 def _begin(player: Player, waiting: Iterator[tuple[int, int]]) -> _Running | None:

@@ -161,6 +161,8 @@ def _require_supported(part: gym.Space[Any], whole: gym.Space[Any]) -> None:
     if isinstance(part, spaces.Dict | spaces.Tuple):
         if not part.spaces:
             raise UnsupportedSpaceError(f"the observation space {whole} holds no numbers to read in {part}")
+        if isinstance(part, spaces.Dict) and (other := [key for key in part.spaces if not isinstance(key, str | int)]):
+            raise UnsupportedSpaceError(f"the observation space's key {other[0]!r} is not supported; expected texts or numbers")
         for inner in part.spaces.values() if isinstance(part, spaces.Dict) else part.spaces:
             _require_supported(inner, whole)
     elif not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
@@ -169,6 +171,8 @@ def _require_supported(part: gym.Space[Any], whole: gym.Space[Any]) -> None:
             f"observation space {part}{inside} is not supported; expected Box, Discrete, MultiDiscrete, MultiBinary, "
             "or a Dict or Tuple of these (a gymnasium.ObservationWrapper can translate it)"
         )
+    elif np.dtype(part.dtype).itemsize > 8:
+        raise UnsupportedSpaceError(f"observation space {part} is not supported; expected numbers of 64 bits at most")
 
 
 def _measured(space: gym.Space[Any]) -> np.ndarray:

@@ -50,6 +50,8 @@ class EnvState:
     """Actions of the running episode, shape (steps, *action); None where they are too many to keep."""
     row: np.ndarray
     """The present observation. Shape (*row,)."""
+    total_reward: float | None = None
+    """Of the running episode's steps; None where it was not kept."""
 
 
 class Envs(Protocol):

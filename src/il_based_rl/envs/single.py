@@ -108,6 +108,8 @@ class Player:
         """Episodes begun since then."""
         self.steps = 0
         """Steps of the running episode; 0 right after a reset."""
+        self.total_reward = 0.0
+        """Of those steps."""
         self.obs: Any = None
         """The present observation, as the environment gave it."""
         self.row: np.ndarray = np.zeros(0)
@@ -128,6 +130,7 @@ class Player:
             self.seed, self.episode = seed, 0
         self._generator_at_reset = self._generator_state() if seed is None else None
         self.episode, self.steps, self._action, self._actions = self.episode + 1, 0, None, []
+        self.total_reward = 0.0
         try:
             answer = self.env.reset(seed=seed)
             if not isinstance(answer, tuple | list) or len(answer) != 2:
@@ -163,6 +166,7 @@ class Player:
         except (Exception, SystemExit) as error:  # as above
             raise self._fault(_describe(error)) from None
         self._require_sound(reward)
+        self.total_reward += reward
         return reward, *ended
 
     def state(self) -> EnvState | None:
@@ -177,6 +181,7 @@ class Player:
             generator=generator,
             actions=np.array(self._actions) if self.steps == len(self._actions) else None,
             row=np.array(self.row),
+            total_reward=float(self.total_reward),
         )
 
     def restore(self, state: EnvState, *, replay: bool = True, watch: Callable[[int], object] | None = None) -> str:
@@ -188,8 +193,9 @@ class Player:
             watch: Told the number of each step that is played again.
 
         Returns:
-            `EXACT` if that led to the same observation and the same state of the environment's generator; `FROM_EPISODE` if
-            it did not, so that a new episode begins from that state; `FROM_WEIGHTS` if there is no such state either.
+            `EXACT` if that led to the same rewards in sum, the same observation and the same state of the environment's
+            generator; `FROM_EPISODE` if it did not, so that a new episode begins from that state; `FROM_WEIGHTS` if there is
+            no such state either.
 
         Raises:
             EnvironmentFaultError: As in `reset`.
@@ -221,7 +227,8 @@ class Player:
                     return False
         except EnvironmentFaultError:
             return False
-        return np.array_equal(self.row, state.row) and self._generator_state() == state.generator
+        same_rewards = state.total_reward in (None, self.total_reward)
+        return same_rewards and np.array_equal(self.row, state.row) and self._generator_state() == state.generator
 
     def _generator_state(self) -> dict[str, Any] | None:
         """State of the random generator that Gymnasium gives every environment, where it is of the usual kind."""

@@ -97,15 +97,15 @@ def action_head(space: gym.Space[Any]) -> ActionHead:
     Raises:
         UnsupportedSpaceError: The space is none of Box, Discrete, MultiDiscrete and MultiBinary.
     """
-    if isinstance(space, spaces.Box) and np.prod(space.shape, dtype=int) > 0:
+    if isinstance(space, spaces.Box) and np.prod(space.shape, dtype=int) > 0 and np.dtype(space.dtype).itemsize <= 8:
         return GaussianHead(space)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return CategoricalHead(space)
     if isinstance(space, spaces.MultiBinary):
         return BernoulliHead(space)
     raise UnsupportedSpaceError(
-        f"action space {space} is not supported; expected Box, Discrete, MultiDiscrete or MultiBinary "
-        "(a gymnasium.ActionWrapper can translate it)"
+        f"action space {space} is not supported; expected Box, Discrete, MultiDiscrete or MultiBinary, of 64 bits a number at "
+        "most (a gymnasium.ActionWrapper can translate it)"
     )
 
 
