@@ -576,7 +576,7 @@ class FinetuneConfig:
     resume: str | None = None
     """Go on with a run: bare from the latest checkpoint of this save path, with a PATH from that file."""
     eval_interval: int = 10_000
-    """Evaluate at the first update at or past each multiple of this many steps."""
+    """Compare with the clone at the first update at or past each multiple of this many steps, and at the last one."""
     eval_episodes: int = 40
     """Episodes of each evaluation, always from the same start states."""
     final_episodes: int = 100
