@@ -137,6 +137,20 @@ def test_an_episode_is_the_environments_own_from_its_first_to_its_final_observat
     assert episode.total_reward == 6.0
 
 
+def test_episodes_that_are_judged_alone_hold_their_rewards_and_nothing_that_grows():
+    def actor(players):
+        return np.array([[players[0].steps / 10, 0.5]], np.float32)
+
+    with EpisodePlayers("toy/Truncated-v0", 1) as players:
+        (whole,), (judged,) = (list(players.play(actor, [7], whole=whole)) for whole in (True, False))
+    assert judged.rewards.tolist() == whole.rewards.tolist() == [1, 2, 3]
+    assert judged.rows.tolist() == whole.rows[-1:].tolist()
+    assert judged.actions.tolist() == whole.actions[-1:].tolist()
+    assert judged.labels.tolist() == whole.labels[-1:].tolist()
+    assert judged.acted_by.tolist() == [0]
+    assert judged.final_row.tolist() == whole.final_row.tolist()
+
+
 def test_no_more_environments_are_made_than_there_are_episodes_or_players_allowed(monkeypatch):
     made = []
     real = il_based_rl.rollout.make_players
@@ -191,6 +205,7 @@ def test_an_episode_that_ends_at_the_limit_is_fine(monkeypatch):
         (None, None),
         ({}, None),
         (np.array([True, False]), None),
+        ([[1], [1, 2]], None),
     ],
     ids=str,
 )

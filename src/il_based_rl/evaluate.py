@@ -125,7 +125,8 @@ def play_evaluation(
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     successes: list[bool | None] = [None] * len(seeds)
     with cli.Progress("evaluating", len(seeds), "episode", quiet=quiet) as progress:
-        for episode in players.play(actor, seeds.tolist(), one_by_one=own_agent(agent) is None):
+        alone = own_agent(agent) is None
+        for episode in players.play(actor, seeds.tolist(), one_by_one=alone, whole=watch is not None):
             returns[episode.index], lengths[episode.index] = episode.total_reward, len(episode.rewards)
             successes[episode.index] = episode.success
             if watch is not None:

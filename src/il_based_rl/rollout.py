@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -246,7 +247,7 @@ def _env_from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> EnvState:
 
 @dataclass(frozen=True)
 class Episode:
-    """One whole episode; T is its length."""
+    """One whole episode; T is its length, or 1 where only its last step was kept, but for the rewards."""
 
     index: int
     """Its place in the order of the start seeds."""
@@ -260,7 +261,7 @@ class Episode:
     acted_by: np.ndarray
     """See `Choice`; 0 without one. Shape (T,), int64."""
     rewards: np.ndarray
-    """Raw. Shape (T,)."""
+    """Raw, of all its steps. Shape (length,)."""
     terminated: bool
     truncated: bool
     final_row: np.ndarray
@@ -302,6 +303,7 @@ class EpisodePlayers:
         max_steps: int | None = None,
         *,
         one_by_one: bool = False,
+        whole: bool = True,
     ) -> Iterator[Episode]:
         """Play one episode from each seed, and yield each as it ends.
 
@@ -312,6 +314,7 @@ class EpisodePlayers:
             start_seeds: For `reset`.
             max_steps: Steps of all episodes together, after which those that are being played are cut.
             one_by_one: Whether an episode begins only when the one before has ended.
+            whole: Whether episodes hold what was seen and done at each step, or at the last one alone.
 
         Raises:
             EnvironmentFaultError: The environment failed.
@@ -319,7 +322,7 @@ class EpisodePlayers:
         players = self._players[:1] if one_by_one else self._players
         left = math.inf if max_steps is None else max_steps
         waiting = enumerate(start_seeds)
-        playing = [p for player in players for p in [_begin(player, waiting)] if p is not None]
+        playing = [p for player in players for p in [self._begun(player, waiting, whole)] if p is not None]
         while playing:
             if left < len(playing):
                 yield from (running.cut() for running in playing[int(left) :] if running.player.steps > 0)
@@ -334,23 +337,30 @@ class EpisodePlayers:
                 chosen = chosen.executed
             still_playing: list[_Running] = []
             for running, action in zip(playing, chosen, strict=True):
-                if (episode := running.step(action)) is None:
+                episode = running.step(action)
+                self._look_at_bounds(running)
+                if episode is None:
                     still_playing.append(running)
                     continue
-                self._look_at_bounds(episode)
                 yield episode
-                if (following := _begin(running.player, waiting)) is not None:
+                if (following := self._begun(running.player, waiting, whole)) is not None:
                     still_playing.append(following)
             playing = still_playing
 
-    def _look_at_bounds(self, episode: Episode) -> None:
-        if self._watched is None:
+    def _begun(self, player: Player, waiting: Iterator[tuple[int, int]], whole: bool) -> _Running | None:
+        if (following := next(waiting, None)) is None:
+            return None
+        running = _Running(player, *following, whole)
+        self._look_at_bounds(running)
+        return running
+
+    def _look_at_bounds(self, running: _Running) -> None:
+        """Say so, once, if the present observation is outside the bounds."""
+        bounds, player = self._watched, running.player
+        if bounds is None or bounds.surely_hold(player.row) or (misfit := bounds.misfit(player.row)) is None:
             return
-        rows = [*episode.rows, episode.final_row]
-        if self._watched.inside(np.stack(rows)).all():
-            return
-        step, misfit = next((t, told) for t, row in enumerate(rows) if (told := self._watched.misfit(row)))
-        notice(f"{self.env_id}, start seed {episode.seed}, step {step}: {misfit}; it is taken as it is, and nothing more said")
+        where = f"{self.env_id}, start seed {running.seed}, step {player.steps}"
+        notice(f"{where}: {misfit}; it is taken as it is, and nothing more said")
         self._watched = None
 
     def close(self) -> None:
@@ -366,10 +376,11 @@ class EpisodePlayers:
 
 
 class _Running:
-    """An episode that is being played."""
+    """An episode that is being played; `whole` as in `EpisodePlayers.play`."""
 
-    def __init__(self, player: Player, index: int, seed: int) -> None:
-        self.player, self._index, self._seed = player, index, seed
+    def __init__(self, player: Player, index: int, seed: int, whole: bool) -> None:
+        self.player, self.seed = player, seed
+        self._index, self._whole = index, whole
         self._rows: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
@@ -379,20 +390,25 @@ class _Running:
 
     def note(self, label: np.ndarray, acted_by: int) -> None:
         """Keep what is to be imitated in the step that follows."""
-        self._labels.append(np.array(label))
-        self._acted_by.append(acted_by)
+        self._keep(self._labels, np.array(label))
+        self._keep(self._acted_by, acted_by)
+
+    def _keep(self, kept: list[Any], step: Any) -> None:
+        if not self._whole:
+            kept.clear()
+        kept.append(step)
 
     def step(self, action: np.ndarray) -> Episode | None:
         player = self.player
-        self._rows.append(np.array(player.row))
-        self._actions.append(np.array(action))  # a copy, as an environment may write into what it is given
+        self._keep(self._rows, np.array(player.row))
+        self._keep(self._actions, np.array(action))  # a copy, as an environment may write into what it is given
         reward, terminated, truncated = player.step(action)
         self._rewards.append(reward)
         if not (terminated or truncated):
             if player.steps < MAX_EPISODE_STEPS or (player.env.spec is not None and player.env.spec.max_episode_steps):
                 return None
             truncated = True
-            notice(f"an episode (start seed {self._seed}) is cut after {player.steps} steps; the environment has no time limit")
+            notice(f"an episode (start seed {self.seed}) is cut after {player.steps} steps; the environment has no time limit")
         return self._ended(terminated, truncated)
 
     def cut(self) -> Episode:
@@ -403,7 +419,7 @@ class _Running:
         player = self.player
         return Episode(
             index=self._index,
-            seed=self._seed,
+            seed=self.seed,
             rows=np.stack(self._rows),
             actions=np.stack(self._actions),
             labels=np.stack(self._labels or self._actions),
@@ -417,12 +433,9 @@ class _Running:
 
 
 def _success(info: Any) -> bool | None:
-    told = [np.asarray(info[key]) for key in ("is_success", "success") if key in info] if isinstance(info, Mapping) else []
-    if not told or told[0].size != 1 or told[0].dtype.kind not in "biuf" or not np.isfinite(told[0]).all():
-        return None
-    return bool(told[0].item())
-
-
-def _begin(player: Player, waiting: Iterator[tuple[int, int]]) -> _Running | None:
-    following = next(waiting, None)
-    return None if following is None else _Running(player, *following)
+    told = [info[key] for key in ("is_success", "success") if key in info] if isinstance(info, Mapping) else []
+    with contextlib.suppress(Exception):  # another author's value may be anything
+        value = np.asarray(told[0])
+        if value.size == 1 and value.dtype.kind in "biuf" and np.isfinite(value).all():
+            return bool(value.item())
+    return None

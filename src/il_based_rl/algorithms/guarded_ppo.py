@@ -309,7 +309,7 @@ def fitting_std(clone: MLPPolicy, players: EpisodePlayers, start_seeds: Sequence
     """
 
     def mean(actor: Actor) -> float:
-        return float(np.mean([episode.total_reward for episode in players.play(actor, start_seeds)]))
+        return float(np.mean([episode.total_reward for episode in players.play(actor, start_seeds, whole=False)]))
 
     players.action_space.seed(seed)
     low = mean(lambda situations: np.stack([players.action_space.sample() for _ in situations]))
