@@ -120,7 +120,7 @@ def play_evaluation(
         players.observation_space,
         players.action_space,
         deterministic=deterministic,
-        random=generator(seed, "evaluation", 1),
+        random=generator(seed, "evaluation", 1, 0),
     )
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     successes: list[bool | None] = [None] * len(seeds)

@@ -46,7 +46,7 @@ def film(
     _do_without_display()
     with contextlib.closing(Player(make_env(env_id, render_mode="rgb_array"))) as player:
         env = player.env
-        random = generator(start_seed, "evaluation", 1)
+        random = generator(start_seed, "evaluation", 1, 0)
         actor = actor_from(agent, env.observation_space, env.action_space, deterministic=deterministic, random=random)
         player.reset(start_seed)
         first = frame = _frame(env)
