@@ -123,7 +123,9 @@ def expert_of(task: Task) -> Path:
     path = KEPT / f"expert_{fingerprint_of(task)}.pt"
     if not path.exists():
         preset = with_preset(TrainPPOConfig(seed=0, quiet=True), task.env_id)
-        train_ppo(replace(preset, total_timesteps=task.expert_steps, save_path=str(path), eval_interval=task.expert_steps))
+        begun = path.with_name(f"begun_{path.name}")  # which an interruption leaves unfinished
+        train_ppo(replace(preset, total_timesteps=task.expert_steps, save_path=str(begun), eval_interval=task.expert_steps))
+        begun.replace(path)
     return path
 
 

@@ -185,7 +185,7 @@ def test_rounds_that_cut_episodes_are_named(steps, capsys):
     learner = Aggregation(DaggerConfig(env_id=ENV, rounds=2, round_steps=steps, **TINY), lazy)
     list(learner.learn())
     learner.close()
-    says = "rounds of 199 steps cut the expert's episodes of up to 200: no label tells how those go on; `il-rl dagger --round"
+    says = "rounds of 199 steps cut the expert's episodes of up to 200: no label tells how those go on; with `il-rl d"
     assert capsys.readouterr().err.count(says) == (steps < 200)
 
 
@@ -518,7 +518,8 @@ def test_settings_that_it_goes_on_otherwise_by_are_named(capsys):
     main(RUN.split())
     others = ["--rounds", "5", "--round-steps", "50", "--no-warm-start", "--final-episodes", "4"]
     main(["dagger", "--resume", "--save-path", "c/s.pt", *others])
-    assert "straight through; other settings from here on: round_steps 50, warm_start False\n" in capsys.readouterr().err
+    said = "from the state that it was in; other settings from here on: round_steps 50, warm_start False\n"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("expert")
@@ -716,6 +717,8 @@ def test_a_full_disk_is_borne_for_two_rounds(failing, code, rounds, monkeypatch,
     assert read_checkpoint("c/s.pt")["dagger"]["round"] == rounds
     assert "no space left" in capsys.readouterr().err
     assert len(DemoDataset.load("c/s/demos.npz")) == rounds * 100
+    saved = read_checkpoint("c/s.pt")
+    assert saved["run"]["best_eval_reward"] == saved["dagger"]["best_mean"]
     main(["dagger", "--resume", "--save-path", "c/s.pt", "--rounds", "5"])
     assert read_checkpoint("c/s.pt")["dagger"]["round"] == 5
 

@@ -248,6 +248,28 @@ def test_the_critic_is_kept_and_warms_up_when_the_actor_goes_back(clone):
     assert moves == [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize("cut", [1, 3, 4, 5, 6])
+def test_what_was_cut_before_or_in_a_second_warm_up_goes_on_alike(cut, clone):
+    guard = GuardConfig(warmup_variance=1.0, warmup_rollouts=2, gate_patience=1)
+    moving = replace(PPO, normalize_obs=True)
+
+    def learned(tuner, count):
+        for _ in updates(tuner, count):
+            if tuner.agent.env_steps == 3 * PPO.n_steps:
+                tuner.judge(random().normal(-50, 5, 40), random())
+
+    straight, begun = (tuner_for(clone[0], guard, moving) for _ in range(2))
+    for tuner in (straight, begun):
+        tuner.judge(np.zeros(40), random())
+    learned(straight, 7)
+    learned(begun, cut)
+    gone_on = GuardedPPO.from_payload(begun.payload(), "memory", guard, moving)
+    learned(gone_on, 7 - cut)
+    assert equal(straight.agent.policy.state_dict(), gone_on.agent.policy.state_dict())
+    assert equal(straight.best, gone_on.best)
+    assert (straight.caution, straight.updates) == (gone_on.caution, gone_on.updates) == (2.0, 3)
+
+
 def test_the_gate_waits_for_as_many_bad_evaluations_as_it_is_told(clone):
     tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, gate_patience=2))
     start, good, bad = actor_of(tuner), np.zeros(40), random().normal(-50, 5, 40)
@@ -634,25 +656,20 @@ def test_a_setting_of_another_type_is_named(settings, says, clone):
 
 @pytest.mark.usefixtures("saved")
 def test_a_resumed_run_says_how_exactly_it_goes_on(monkeypatch, capsys):
-    main(RUN.split())
-    main(["finetune", "--resume", "--save-path", "c/f.pt", "--total-timesteps", "1024"])
-    assert "resuming c/f.pt at step 768: exactly as if it had run straight through" in capsys.readouterr().err
-    assert read_checkpoint("c/f.pt")["run"]["resumes"] == [{"step": 768, "level": "exact"}]
+    main([*RUN.split(), "--max-time", "0.000001"])
+    main(["finetune", "--resume", "--save-path", "c/f.pt", "--max-time", "100"])
+    (resumed,) = read_checkpoint("c/f.pt")["run"]["resumes"]
+    assert resumed["level"] == "exact"
+    assert f"resuming c/f.pt at step {resumed['step']}: exactly as if it had run straight through\n" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("saved")
-def test_settings_that_it_goes_on_otherwise_by_are_named(capsys):
-    main(RUN.split())
-    others = [
-        "--total-timesteps",
-        "1024",
-        "--eval-interval",
-        "128",
-        "--final-episodes",
-        "4",
-    ]  # the rate falls towards the first
+@pytest.mark.parametrize("schedule", ["linear", "constant"])  # the end was judged, which one straight through would not have
+def test_settings_that_it_goes_on_otherwise_by_are_named(schedule, capsys):
+    main([*RUN.split(), "--lr-schedule", schedule])
+    others = ["--total-timesteps", "1024", "--eval-interval", "128", "--final-episodes", "4"]
     main(["finetune", "--resume", "--save-path", "c/f.pt", *others])
-    said = "straight through; other settings from here on: eval_interval 128, total_timesteps 1024\n"
+    said = "from the state that it was in; other settings from here on: eval_interval 128, total_timesteps 1024\n"
     assert said in capsys.readouterr().err
 
 
@@ -673,7 +690,7 @@ def test_the_largest_deviation_that_leaves_most_of_the_advantage_is_taken(frail,
     class Players:
         action_space = gym.spaces.Box(-2.0, 2.0, (1,))
 
-        def play(self, actor, seeds):
+        def play(self, actor, seeds, **how):
             value = 0.0 if callable(actor) else 100.0 if actor is None else 61.0 if actor <= frail + 1e-6 else 59.0
             return [SimpleNamespace(total_reward=value)] * len(seeds)
 
@@ -695,7 +712,7 @@ def test_a_deviation_is_tried_out_on_the_policy_that_ppo_samples(clone):
     class Players:
         action_space = gym.spaces.Box(-2.0, 2.0, (1,))
 
-        def play(self, actor, seeds):
+        def play(self, actor, seeds, **how):
             situation = SimpleNamespace(row=np.zeros(3, np.float32))
             played.append(actor([situation] * 50))
             return [SimpleNamespace(total_reward=float(len(played) > 1))] * len(seeds)
@@ -721,6 +738,11 @@ def test_files_are_looked_at_before_anything_is_played(capsys):
         with pytest.raises(SystemExit):
             main([*RUN.split(), *flags.split()])
         assert "actions begin" not in capsys.readouterr().err
+
+
+def test_a_student_of_other_spaces_is_refused_before_it_plays(clone):
+    with pytest.raises(SpaceMismatchError, match="the policy and MountainCarContinuous-v0 do not fit"):
+        finetune(clone[0], "MountainCarContinuous-v0", 1000)
 
 
 def test_only_a_student_or_an_expert_of_this_package_is_improved():

@@ -206,11 +206,12 @@ def test_who_interrupts_a_stage_is_told_which_command_goes_on_with_it(stage, mon
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, interrupted)
         with pytest.raises(SystemExit) as leaving:
-            pipeline.main(["--env-id", "toy/Counter-v0", "--seed", "4", "--output-dir", "my runs", *small])
+            pipeline.main(["--env-id", "toy_envs:toy/Counter-v0", "--seed", "4", "--output-dir", "my runs", *small])
     assert leaving.value.code == 130
     saved, hint, last = capsys.readouterr().err.splitlines()[-3:]
     assert saved.endswith("go on with --resume")
     assert last == "interrupted"
     resume = re.fullmatch(r"`il-rl (.*)` goes on with this stage alone; a pipeline begins anew", hint)
-    assert resume[1].startswith(f"{stage} --resume --save-path 'my runs")
+    named = "" if stage == "train" else " --env-id toy_envs:toy/Counter-v0"
+    assert resume[1].startswith(f"{stage}{named} --resume --save-path 'my runs")
     assert entry(shlex.split(resume[1])) is None

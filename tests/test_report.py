@@ -278,10 +278,10 @@ def test_an_expert_is_known_by_actions_that_a_subtraction_would_wrap(dtype):
 
 
 def test_runs_whose_names_differ_behind_the_last_dot_are_told_apart():
-    paths = ["expert.pt", "run_0.001", "run_0.002", "b.pt", "student.pt"]
+    paths = ["expert.pt", "run_0.001", "run_0.002", "b.pt", "student.pt", "random", "DAgger student"]
     runs = [SimpleNamespace(kind="bc" if path != "expert.pt" else "ppo", save_path=Path(path)) for path in paths]
     named = _named(runs)
-    assert list(named) == ["expert", "run_0.001", "run_0.002", "b", "student.pt"]
+    assert list(named) == ["expert", "run_0.001", "run_0.002", "b", "student.pt", "./random", "./DAgger student"]
     assert [str(path) for path in named.values()] == paths
 
 

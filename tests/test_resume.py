@@ -577,7 +577,7 @@ def test_another_end_is_named_where_the_rate_falls_towards_it(folder, capsys):
     config = replace(PENDULUM, save_path=str(folder / "a.pt"), ppo=replace(SMALL, lr_schedule="linear"))
     command(config)
     command(replace(resumed(config), total_timesteps=config.total_timesteps * 2))
-    said = f"straight through; other settings from here on: total_timesteps {config.total_timesteps * 2}\n"
+    said = f"from the state that it was in; other settings from here on: total_timesteps {config.total_timesteps * 2}\n"
     assert said in capsys.readouterr().err
 
 
@@ -616,7 +616,7 @@ def test_a_hyperparameter_may_change_at_a_resume_and_holds_from_then_on(change, 
     payload, name = read_checkpoint(tmp_path / "a.pt"), flag[2:].replace("-", "_")
     settings = payload["run"]["settings"]
     assert str({**settings, **settings["ppo"]}[name]) == value
-    said = f"straight through; other settings from here on: {name} {value}"
+    said = f"from the state that it was in; other settings from here on: {name} {value}"
     former = read_checkpoint(begun / "a.pt")["run"]["settings"]["ppo"]
     assert (said in capsys.readouterr().err) == (name in former and str(former[name]) != value)
     if name in settings["ppo"]:

@@ -302,6 +302,6 @@ def test_numbers_that_no_file_could_hold_are_refused_at_once(reader):
 
 
 def test_keys_that_no_file_could_hold_are_refused_at_once():
-    with pytest.raises(UnsupportedSpaceError, match=r"key \('arm', 'q'\) is not supported; expected texts or numbers"):
+    with pytest.raises(UnsupportedSpaceError, match=r"key \('arm', 'q'\) is not supported; expected a str or an int"):
         ObservationCodec(spaces.Tuple([spaces.Dict({("arm", "q"): spaces.Box(-1, 1, (2,))})]))
     assert ObservationCodec(spaces.Dict({1: spaces.Box(-1, 1, (2,)), 2: spaces.Discrete(2)})).size == 4

@@ -227,8 +227,8 @@ def test_settings_that_diverge_on_a_new_seed_are_not_better_and_still_printed(di
         best = tune(config(trials=3, confirm_seeds=2))
     said = capsys.readouterr().out.splitlines()
     counts = (2, 0) if diverges == "best" else (0, 2)
-    times = "training diverged, {} times by the best settings, {} times by the defaults: the best are not shown to be better"
-    assert said.count("On 2 new seeds " + times.format(*counts)) == 2
+    times = "On new seeds training diverged: by the best settings {} of 2 times, by the defaults {} of 2 times"
+    assert said.count(times.format(*counts)) == 2
     assert flags_of(best) in said[-1]
 
 

@@ -530,7 +530,8 @@ class GuardConfig:
     bc_decay: float = 0.95
     """What that weight is multiplied by after each update."""
     gate: bool = True
-    """Go back to the best policy, with half the rate and twice the divergence's weight, from one that is clearly worse."""
+    """Go back to the best actor, with half the rate and twice the divergence's weight, from one that is clearly worse; the
+    critic stays, and warms up again."""
     gate_patience: int = 5
     """Evaluations in a row that must be clearly below the clone's for that; what is saved is the best policy all the time."""
 

@@ -258,13 +258,16 @@ def _values(env_id: str) -> Iterator[Finding]:
     values = np.array(rows)
     deviations, steps = values.std(axis=0), np.spacing(np.abs(values).max(axis=0).astype(np.float32))
     varies = deviations > 1e-13 * np.abs(values).max(axis=0)  # by more than float64 rounds
-    for k in np.flatnonzero(varies & (steps > deviations / 100))[:1].tolist():
+    coarse = varies & (steps > deviations / 100)
+    if coarse.any():
+        k = int(coarse.argmax())  # the first of them
         yield (
             WARN,
             f"number {k} of an observation varies by {deviations[k]:.3g} around {values[:, k].mean():.8g}, where float32, "
             f"which policies read, goes in steps of {steps[k]:.3g}; let the environment subtract its offset",
         )
-    for k in np.flatnonzero(varies & (deviations < TINY))[:1].tolist():
+    if (tiny := varies & ~coarse & (deviations < TINY)).any():
+        k = int(tiny.argmax())
         yield (
             WARN,
             f"number {k} of an observation varies by {deviations[k]:.3g}, which is hardly told from a constant; let the "

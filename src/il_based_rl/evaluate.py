@@ -112,7 +112,7 @@ def play_evaluation(
     import numpy as np
 
     from il_based_rl.interop import actor_from, own_agent
-    from il_based_rl.seeding import generator
+    from il_based_rl.seeding import sampled_actions
 
     seeds = np.array(list(start_seeds), np.int64)
     actor = actor_from(
@@ -120,7 +120,7 @@ def play_evaluation(
         players.observation_space,
         players.action_space,
         deterministic=deterministic,
-        random=generator(seed, "evaluation", 1, 0),
+        random=sampled_actions(seed),
     )
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     successes: list[bool | None] = [None] * len(seeds)

@@ -68,20 +68,21 @@ def pipeline(config: PipelineConfig) -> Comparison:
         played: dict[str, Any] = {"bounds": config.bounds}
         tracked = told | {"tracking": config.tracking}
         usual = with_preset(TrainPPOConfig(), config.env_id) if config.preset else TrainPPOConfig(config.env_id)
-        with _stage("train-ppo", expert):
+        named = ["--env-id", config.env_id] if ":" in config.env_id else []  # as a file does not choose what is imported
+        with _stage(["train-ppo", *named], expert):
             train_ppo(replace(usual, total_timesteps=config.ppo_timesteps, save_path=expert, **played, **tracked))
         shown: dict[str, Any] = {"num_episodes": config.num_demo_episodes, "action_noise": config.action_noise}
         collect(CollectConfig(config.env_id, expert, save_path=demos, **shown, **played, **told))
         last = str(policies["student"])
-        with _stage("train", last):
+        with _stage(["train"], last):
             train(TrainConfig(demos, save_path=last, bc=bc, **tracked))
         if config.dagger:
             last, rounds = str(policies["DAgger student"]), 1 + config.dagger
-            with _stage("dagger", last):
+            with _stage(["dagger", *named], last):
                 run_dagger(DaggerConfig(config.env_id, expert, demos, save_path=last, rounds=rounds, **played, **tracked))
         if config.finetune:
             begun, last = last, str(policies["fine-tuned student"])
-            with _stage("finetune", last):
+            with _stage(["finetune", *named], last):
                 run_finetune(FinetuneConfig(begun, config.env_id, config.finetune, demos, save_path=last, **played, **tracked))
         comparison = _compared(config, policies)
         cli.say(f"\n{comparison.markdown()}")
@@ -96,13 +97,15 @@ def pipeline(config: PipelineConfig) -> Comparison:
 
 
 @contextlib.contextmanager
-def _stage(command: str, save_path: str) -> Iterator[None]:
+def _stage(command: Sequence[str], save_path: str) -> Iterator[None]:
     """Say which command goes on with a stage that ended early, as the pipeline itself begins anew."""
+    path = Path(save_path)
+    former = path.stat().st_mtime_ns if path.exists() else None
     try:
         yield
     except BaseException:
-        if Path(save_path).exists():
-            resume = f"il-rl {command} --resume --save-path {shlex.quote(save_path)}"
+        if path.exists() and path.stat().st_mtime_ns != former:  # else nothing was saved
+            resume = shlex.join(["il-rl", *command, "--resume", "--save-path", save_path])
             cli.notice(f"`{resume}` goes on with this stage alone; a pipeline begins anew")
         raise
 

@@ -195,22 +195,21 @@ def to_plain(state: RolloutState) -> dict[str, Any]:
 
 
 def _plain_env(state: EnvState) -> dict[str, Any] | None:
-    arrays = {name: None if (array := getattr(state, name)) is None else _signed(array) for name in ("actions", "row")}
+    arrays = {name: None if (array := getattr(state, name)) is None else _storable(array) for name in ("actions", "row")}
     if any(array is not None and str(array.dtype) not in STORED_DTYPES for array in arrays.values()):
         return None
     tensors = {name: None if array is None else torch.from_numpy(array) for name, array in arrays.items()}
     return {**asdict(state), **tensors}
 
 
-def _signed(array: np.ndarray) -> np.ndarray:
-    """View whole numbers of a type that a checkpoint does not hold as one that it does."""
-    return array.view(f"i{array.itemsize}") if array.dtype.kind == "u" and array.itemsize > 1 else array
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Turn whole numbers without a sign, of types that a checkpoint does not hold, into int64; `_unsigned` undoes that."""
+    return array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array
 
 
-def _as(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Undo `_signed`."""
-    wanted = np.dtype(dtype)
-    return array.view(wanted) if wanted.kind == "u" and array.dtype == f"i{wanted.itemsize}" else array
+def _unsigned(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Turn int64 into the type of a space that has no sign."""
+    return array.astype(dtype) if np.dtype(dtype).kind == "u" and array.dtype == np.int64 else array
 
 
 def from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> RolloutState:
@@ -227,8 +226,8 @@ def from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> RolloutState:
 
 
 def _env_from_plain(plain: Mapping[str, Any], policy: MLPPolicy) -> EnvState:
-    actions: Any = None if plain["actions"] is None else _as(plain["actions"].numpy(), policy.action_space.dtype)
-    row, total_reward = _as(plain["row"].numpy(), policy.codec.row_dtype), plain.get("total_reward")
+    actions: Any = None if plain["actions"] is None else _unsigned(plain["actions"].numpy(), policy.action_space.dtype)
+    row, total_reward = _unsigned(plain["row"].numpy(), policy.codec.row_dtype), plain.get("total_reward")
     require_generator_state(plain["generator"])
     if plain["generator_at_reset"] is not None:
         require_generator_state(plain["generator_at_reset"])
@@ -434,6 +433,8 @@ class _Running:
 
 def _success(info: Any) -> bool | None:
     told = [info[key] for key in ("is_success", "success") if key in info] if isinstance(info, Mapping) else []
+    if not told:
+        return None
     with contextlib.suppress(Exception):  # another author's value may be anything
         value = np.asarray(told[0])
         if value.size == 1 and value.dtype.kind in "biuf" and np.isfinite(value).all():

@@ -44,6 +44,11 @@ def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=spawn_key)))
 
 
+def sampled_actions(seed: int) -> np.random.Generator:
+    """Return the generator of the actions that are sampled in an evaluation; its key is none of `start_seeds`'."""
+    return generator(seed, "evaluation", 1, 0)
+
+
 def torch_seed(seed: int, purpose: Purpose) -> int:
     """Return a seed for a `torch.Generator`."""
     return int(generator(seed, purpose).integers(2**63))

@@ -25,7 +25,8 @@ class ObservationCodec:
             not.
 
     Raises:
-        UnsupportedSpaceError: The space, or one inside it, is of another kind.
+        UnsupportedSpaceError: The space, or one inside it, is of another kind, or has what no file could hold: numbers of more
+            than 64 bits, or keys that are neither texts nor whole numbers.
     """
 
     def __init__(self, space: gym.Space[Any]) -> None:
@@ -162,7 +163,7 @@ def _require_supported(part: gym.Space[Any], whole: gym.Space[Any]) -> None:
         if not part.spaces:
             raise UnsupportedSpaceError(f"the observation space {whole} holds no numbers to read in {part}")
         if isinstance(part, spaces.Dict) and (other := [key for key in part.spaces if not isinstance(key, str | int)]):
-            raise UnsupportedSpaceError(f"the observation space's key {other[0]!r} is not supported; expected texts or numbers")
+            raise UnsupportedSpaceError(f"the observation space's key {other[0]!r} is not supported; expected a str or an int")
         for inner in part.spaces.values() if isinstance(part, spaces.Dict) else part.spaces:
             _require_supported(inner, whole)
     elif not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):

@@ -228,7 +228,7 @@ class Aggregation:
                 notice(f"{returned}: which share a student has of what the expert is above that cannot be told")
             if (longest := int(expert.lengths.max())) > steps:
                 cut = f"rounds of {steps} steps cut the expert's episodes of up to {longest}: no label tells how those go on"
-                notice(f"{cut}; `il-rl dagger --round-steps {longest}` does not cut them")
+                notice(f"{cut}; with `il-rl dagger --round-steps {longest}` a whole one fits")
         mean, (low, high) = self.evaluated(self.agent).mean, self.ends
         self.share = (mean - low) / (high - low) if high > low else None
         return mean

@@ -144,18 +144,19 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
                     except FileWriteError as error:
                         failed = _failed_once_more(error, failed)
                         continue  # what is saved in the end goes on from what is on disk
+                    # The best student may be of a round that failed to be saved.
+                    mean = learner.best_mean if failed else progress.metrics["eval_reward"]
                     failed = 0
-                    run.keep(learner, progress.queries, progress.metrics["eval_reward"], periodic=True)
+                    run.keep(learner, progress.queries, mean, periodic=True)
                     run.checkpoint()
                     if not config.quiet:
                         cli.say(_line(progress.round, progress.queries, progress.metrics))
                     bar.update(eval_reward=progress.metrics["eval_reward"])
+                if failed:
+                    _save_asked(learner, files, exit_code=1)
+                    run.keep(learner, learner.queries, learner.best_mean, periodic=True)
+                    run.checkpoint()
                 told = _told_in_the_end(learner)
-            if failed:
-                try:
-                    _save_asked(learner, files)
-                except FileWriteError as error:
-                    _failed_once_more(error, _MOST_FAILED_SAVES)
             run.keep(learner, learner.queries)
             run.save()
             cli.say(f"From {config.final_episodes} start states never seen before, {told}")
@@ -218,10 +219,15 @@ def _put_other_demos_aside(learner: Aggregation, files: RunFiles) -> None:
         cli.notice(f"what was asked before in {files.folder / DEMOS} is kept as {backup}")
 
 
-def _save_asked(learner: Aggregation, files: RunFiles) -> None:
-    """Write all that was asked, before the checkpoint that goes on from it."""
-    if learner.asked is not None:
+def _save_asked(learner: Aggregation, files: RunFiles, exit_code: int = 2) -> None:
+    """Write all that was asked, before the checkpoint that goes on from it; where it cannot be, the error leaves by a code."""
+    if learner.asked is None:
+        return
+    try:
         learner.asked.save(files.folder / DEMOS)
+    except FileWriteError as error:
+        error.exit_code = exit_code
+        raise
 
 
 def _failed_once_more(error: FileWriteError, failed: int) -> int:

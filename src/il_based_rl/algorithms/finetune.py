@@ -60,6 +60,7 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
     """
     from il_based_rl.agent import BCAgent
     from il_based_rl.experiment.hardware import fitting_threads, require_device
+    from il_based_rl.policy import require_spaces
     from il_based_rl.ppo_agent import PPOAgent
 
     if not isinstance(student, BCAgent | PPOAgent):
@@ -70,9 +71,10 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
     config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
     require_device(config.device)
     with fitting_threads(student.hidden_dims), _world(config) as (envs, players):
+        require_spaces(_actor_of(student), envs.observation_space, envs.action_space, "the policy", env_id)
         demos = _demos(config, envs)
         config = _with_std(config, student, players)
-        tuner = _started(config, student, envs, demos)
+        tuner = _started(config, student, demos)
         _judged(tuner, config, players)
         for progress in tuner.learn(envs, config.total_timesteps):
             if _is_judged(progress, config):
@@ -252,17 +254,14 @@ def _with_std(config: FinetuneConfig, student: Any, players: EpisodePlayers) -> 
     return replace(config, guard=replace(config.guard, action_std=std))
 
 
-def _started(config: FinetuneConfig, student: Any, envs: Envs, demos: DemoDataset | None) -> GuardedPPO:
+def _started(config: FinetuneConfig, student: Any, demos: DemoDataset | None) -> GuardedPPO:
     """Return a learner that begins with a student or an expert."""
     from il_based_rl.algorithms.guarded_ppo import GuardedPPO
-    from il_based_rl.policy import require_spaces
     from il_based_rl.ppo_agent import PPOAgent
 
-    actor = _actor_of(student)
-    require_spaces(actor, envs.observation_space, envs.action_space, "the policy", config.env_id)
     assert config.seed is not None
     return GuardedPPO.from_clone(
-        actor,
+        _actor_of(student),
         config.guard,
         config.ppo,
         seed=config.seed,
@@ -312,7 +311,7 @@ def _begun(
         files.require_writable()  # which makes folders; what follows may take a while, and play
         with fitting_threads(student.hidden_dims):  # by which initial weights differ too
             config = _with_std(_with_seed(config), student, players)
-            return _started(config, student, envs, demos), config
+            return _started(config, student, demos), config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     config = replace(config, seed=stored.seed if config.seed is None else config.seed)

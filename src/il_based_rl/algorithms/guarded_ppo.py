@@ -43,8 +43,8 @@ class GuardedPPO:
     A new critic learns from the clone's own rollouts until it foresees their returns; only then does the actor move, slowly
     at first, its observation statistics as they are, its standard deviation small and bounded, drawn back to the clone on the
     states that it visits and, with demonstrations, to them. Actor and critic have learning rates and gradient norms of their
-    own. `judge` compares the policy with the clone from the same start states, keeps the best, and goes back to it from one
-    that is clearly below the clone.
+    own. `judge` compares the policy with the clone from the same start states, keeps the best, and goes back to its
+    actor from one that is clearly below the clone.
 
     Args:
         agent: Learns from now on; its actor is the clone, or what has become of it.
@@ -66,7 +66,7 @@ class GuardedPPO:
         self._demos = None if demos is None else self._prepared(demos)
         self._draws = generator(agent.seed, "minibatch order", 1)
         self.warming, self.rollouts, self.updates = guard.warmup_rollouts > 0, 0, 0
-        """Whether the actor is still; rollouts since it was to keep still; updates of the actor so far."""
+        """Whether the actor is still; rollouts since the last warm-up began; updates of the actor so far."""
         self.below = 0
         """Evaluations in a row that were clearly below the clone's."""
         self.caution = 1.0
@@ -185,7 +185,7 @@ class GuardedPPO:
             self.updates += 1
         elif explained_variance >= self.guard.warmup_variance or self.rollouts >= self.guard.warmup_rollouts:
             self.warming = False
-            self._optimizer.forget()  # as the actor's steps would be several times too long, were they counted from before
+            self._optimizer.forget()  # the critic's moments too: counted from before, the actor's steps would be far too long
         self._bound_std()
         self._schedule()
 
@@ -242,14 +242,15 @@ class GuardedPPO:
         return margin
 
     def _go_back(self) -> None:
-        """Take the best actor, more carefully; the critic, which has seen more than that one's, warms up on its rollouts."""
+        """Take the best actor, more carefully; the critic, which has learned on since then, warms up on its rollouts."""
         policy = self.agent.policy
         critic = copied(policy.critic.state_dict())
         policy.load_state_dict(self.best)
         policy.critic.load_state_dict(critic)
-        self._optimizer.forget()
         self.below = self.rollouts = 0
         self.warming = self.guard.warmup_rollouts > 0
+        if not self.warming:  # else that comes with its end
+            self._optimizer.forget()
         self.caution *= 2.0
         self._schedule()
 

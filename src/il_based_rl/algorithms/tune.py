@@ -260,10 +260,9 @@ def _verdict(study: optuna.Study, config: TuneConfig, best: Settings) -> str:
 
     seeds = range(config.confirm_seeds)
     found = [[study.user_attrs[_confirmation(each, k)] for k in seeds] for each in (best, {})]
-    fallen, fallen_usual = (values.count(None) for values in found)
-    if fallen or fallen_usual:
-        counts = f"{fallen} times by the best settings, {fallen_usual} times by the defaults"
-        return f"On {len(seeds)} new seeds training diverged, {counts}: the best are not shown to be better"
+    if any(None in values for values in found):
+        best_fell, defaults_fell = (f"{values.count(None)} of {len(seeds)}" for values in found)
+        return f"On new seeds training diverged: by the best settings {best_fell} times, by the defaults {defaults_fell} times"
     ours, usual = (np.array(values, float) for values in found)
 
     def shown(values: np.ndarray) -> str:

@@ -209,8 +209,10 @@ def _changed(before: Any, now: Mapping[str, Any]) -> list[str]:
     """Name the settings of learning that are not as in the run of before: those in groups, and what counts of the others."""
     if not isinstance(before, dict):
         return []
-    names = [*_OF_LEARNING, *(["eval_interval"] if "guard" in now else [])]
-    if now.get("ppo", {}).get("lr_schedule") == "linear":
+    names = [*_OF_LEARNING]
+    if "guard" in now:  # by whose evaluations, of which the last is at the end, fine-tuning goes on
+        names += ["eval_interval", "total_timesteps"]
+    elif now.get("ppo", {}).get("lr_schedule") == "linear":
         names.append("total_timesteps")
     parts = [(before.get(name), part) for name, part in now.items() if isinstance(part, dict) and name != "tracking"]
     parts.append((before, {name: now[name] for name in names if name in now}))
@@ -220,6 +222,11 @@ def _changed(before: Any, now: Mapping[str, Any]) -> list[str]:
         for setting, value in part.items()
         if isinstance(known, dict) and setting in known and known[setting] != value
     ]
+
+
+def _at_most_the_state(level: str) -> str:
+    """Return the level of a run that does not go on as one straight through would, though from the same state."""
+    return max(level, "state", key=list(_LEVELS).index)
 
 
 class Resumable(Protocol):
@@ -285,9 +292,9 @@ class Run:
             stack.enter_context(files.exclusive())
             if resumed_from is not None:
                 files.require_as_read(resumed_from)
-                level = self._same_numerics(before.get("numerics"), level)
+                level, changed = self._same_numerics(before.get("numerics"), level), _changed(before.get("settings"), settings)
+                level = _at_most_the_state(level) if changed else level
                 self._resumes.append({"step": step, "level": level})
-                changed = _changed(before.get("settings"), settings)
                 other = f"; other settings from here on: {', '.join(changed)}" if changed else ""
                 notice(f"resuming {resumed_from[0]} at step {step}: {_LEVELS[level]}{other}")
             if resumed_from is not None and files.holds(resumed_from[0]):
@@ -310,7 +317,7 @@ class Run:
         if level is None or not changed:
             return level or "weights"
         notice(f"not bit for bit what one run straight through would give, as something changed: {'; '.join(changed)}")
-        return max(level, "state", key=list(_LEVELS).index)
+        return _at_most_the_state(level)
 
     @property
     def wall_seconds(self) -> float:

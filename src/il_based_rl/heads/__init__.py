@@ -95,7 +95,8 @@ def action_head(space: gym.Space[Any]) -> ActionHead:
     """Return the head for an action space.
 
     Raises:
-        UnsupportedSpaceError: The space is none of Box, Discrete, MultiDiscrete and MultiBinary.
+        UnsupportedSpaceError: The space is none of Box, Discrete, MultiDiscrete and MultiBinary, or empty, or of longer numbers
+            than 64 bits.
     """
     if isinstance(space, spaces.Box) and np.prod(space.shape, dtype=int) > 0 and np.dtype(space.dtype).itemsize <= 8:
         return GaussianHead(space)

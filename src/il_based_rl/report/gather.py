@@ -120,11 +120,12 @@ def _named(runs: Sequence[FoundRun]) -> dict[str, Path]:
     """Call the only expert and the only student of each kind so; several by their files, as short as is clear."""
     words = {"ppo": "expert", "bc": "student", "dagger": "DAgger student", "finetune": "fine-tuned student"}
     kinds, short = [run.kind for run in runs], [str(run.save_path.with_suffix("")) for run in runs]
-    names = {}
+    names, reserved = {}, ("random", *words.values())
     for run, own in zip(runs, short, strict=True):
         alone = kinds.count(run.kind) == 1 and run.kind in words
-        clear = short.count(own) == 1 and own not in ("random", *words.values())
-        names[words[run.kind] if alone else own if clear else str(run.save_path)] = run.save_path
+        clear = short.count(own) == 1 and own not in reserved
+        full = f"./{run.save_path}" if str(run.save_path) in reserved else str(run.save_path)
+        names[words[run.kind] if alone else own if clear else full] = run.save_path
     return names
 
 

@@ -41,13 +41,13 @@ def film(
     """
     from il_based_rl.envs import Player, make_env
     from il_based_rl.interop import actor_from
-    from il_based_rl.seeding import generator
+    from il_based_rl.seeding import sampled_actions
 
     _do_without_display()
     with contextlib.closing(Player(make_env(env_id, render_mode="rgb_array"))) as player:
         env = player.env
-        random = generator(start_seed, "evaluation", 1, 0)
-        actor = actor_from(agent, env.observation_space, env.action_space, deterministic=deterministic, random=random)
+        spaces, random = (env.observation_space, env.action_space), sampled_actions(start_seed)
+        actor = actor_from(agent, *spaces, deterministic=deterministic, random=random)
         player.reset(start_seed)
         first = frame = _frame(env)
         yield frame
