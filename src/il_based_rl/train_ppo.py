@@ -112,6 +112,7 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
             numerics=numerics(config.device),
             resumed_from=checkpoint,
             step=step,
+            of_learning=["env_backend", *(["total_timesteps"] if config.ppo.lr_schedule == "linear" else [])],
             level=agent.resume_level,
             open_sinks=lambda: open_sinks(config.tracking, asdict(config), label, files.folder, step),
         )

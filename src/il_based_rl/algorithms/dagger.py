@@ -127,6 +127,7 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
             numerics=numerics(config.device),
             resumed_from=checkpoint,
             step=step,
+            of_learning=["round_steps", "expert_share", "expert_decay", "query_budget", "memory", "warm_start"],
             level=EXACT if checkpoint is None else resume_level(config.env_id),
             open_sinks=lambda: open_sinks(config.tracking, asdict(config), label, files.folder, step),
         )
@@ -140,7 +141,7 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
                 for progress in learner.learn():
                     run.log(progress.metrics, progress.queries)
                     try:
-                        _save_asked(learner, files)
+                        _save_asked(learner, files, exit_code=1)  # as --resume goes on from the rounds before
                     except FileWriteError as error:
                         failed = _failed_once_more(error, failed)
                         continue  # what is saved in the end goes on from what is on disk
@@ -233,7 +234,6 @@ def _save_asked(learner: Aggregation, files: RunFiles, exit_code: int = 2) -> No
 def _failed_once_more(error: FileWriteError, failed: int) -> int:
     """Count the rounds in a row that could not be written; raise the error of the third one."""
     if failed + 1 >= _MOST_FAILED_SAVES:
-        error.exit_code = 1  # --resume goes on from the rounds before
         raise error
     cli.notice(f"{error}; the rounds go on, and the next one tries again")
     return failed + 1

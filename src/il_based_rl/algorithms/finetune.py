@@ -145,6 +145,7 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
             numerics=numerics(config.device),
             resumed_from=checkpoint,
             step=step,
+            of_learning=["eval_interval", "total_timesteps"],  # as the gate goes by evaluations, the last of them at the end
             level=agent.resume_level,
             open_sinks=lambda: open_sinks(config.tracking, settings, label, files.folder, step),
         )

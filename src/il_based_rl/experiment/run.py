@@ -38,8 +38,6 @@ _OURS = re.compile(rf"best\.pt|metrics\.jsonl|{_PERIODIC}|demos\.npz")
 """What a run writes in its folder; the last is DAgger's."""
 _KEPT_CHECKPOINTS = 3
 _MOST_FAILED_SAVES = 3
-_OF_LEARNING = ("env_backend", "round_steps", "expert_share", "expert_decay", "query_budget", "memory", "warm_start")
-"""Settings outside the groups by which a run goes on otherwise."""
 _LEVELS = {
     "exact": "exactly as if it had run straight through",
     "state": "from the state that it was in",
@@ -205,17 +203,12 @@ def _facts(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _changed(before: Any, now: Mapping[str, Any]) -> list[str]:
-    """Name the settings of learning that are not as in the run of before: those in groups, and what counts of the others."""
+def _changed(before: Any, now: Mapping[str, Any], ungrouped: Sequence[str]) -> list[str]:
+    """Name the settings of learning, which are grouped but for these, that are not as in the run of before."""
     if not isinstance(before, dict):
         return []
-    names = [*_OF_LEARNING]
-    if "guard" in now:  # by whose evaluations, of which the last is at the end, fine-tuning goes on
-        names += ["eval_interval", "total_timesteps"]
-    elif now.get("ppo", {}).get("lr_schedule") == "linear":
-        names.append("total_timesteps")
     parts = [(before.get(name), part) for name, part in now.items() if isinstance(part, dict) and name != "tracking"]
-    parts.append((before, {name: now[name] for name in names if name in now}))
+    parts.append((before, {name: now[name] for name in ungrouped}))
     return [
         f"{setting} {value}"
         for known, part in parts
@@ -261,6 +254,7 @@ class Run:
         numerics: What its floats depend on, see `hardware.numerics`.
         resumed_from: The checkpoint that it goes on from, and what was read from it; None for a fresh run.
         step: Where it begins.
+        of_learning: Settings outside the groups by which learning goes on otherwise.
         level: How much of its environments a resumed run has back.
         open_sinks: Opens whoever else is told about every row, once nobody else can be writing the run.
 
@@ -278,6 +272,7 @@ class Run:
         numerics: dict[str, str],
         resumed_from: tuple[Path, dict[str, Any]] | None = None,
         step: int = 0,
+        of_learning: Sequence[str] = (),
         level: str | None = None,
         open_sinks: Callable[[], Sequence[GuardedSink]] = tuple,
     ) -> None:
@@ -292,7 +287,8 @@ class Run:
             stack.enter_context(files.exclusive())
             if resumed_from is not None:
                 files.require_as_read(resumed_from)
-                level, changed = self._same_numerics(before.get("numerics"), level), _changed(before.get("settings"), settings)
+                changed = _changed(before.get("settings"), settings, of_learning)
+                level = self._same_numerics(before.get("numerics"), level)
                 level = _at_most_the_state(level) if changed else level
                 self._resumes.append({"step": step, "level": level})
                 other = f"; other settings from here on: {', '.join(changed)}" if changed else ""
