@@ -133,7 +133,7 @@ def trainings() -> list[tuple[str, dict[str, Any]]]:
     """Return what is trained to its end on both sides, to see that speed is not paid for in returns.
 
     CartPole-v1 has more seeds, as it differs more from one to the next. Where rollouts of the default length would make but
-    twelve updates, which nothing has learned from yet, they are an eighth as long.
+    thirteen updates, which nothing has learned from yet, they are an eighth as long.
     """
     sides: list[tuple[str, dict[str, Any]]] = [("ours", {}), ("ours", PLAIN), ("sb3", {})]
     short = {"n_steps": 256}

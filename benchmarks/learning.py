@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from il_based_rl.presets import applied, flag_of
+
 ROWS = Path(__file__).parent / "results" / "learning.jsonl"
 PAGE = Path(__file__).parent.parent / "docs" / "learning.md"
 EXPERT_START_SEEDS = range(10_000, 11_000)
@@ -44,8 +46,8 @@ class Task:
     @property
     def command(self) -> str:
         """The command line that trains this expert."""
-        flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in self.flags.items())
-        return f"il-rl train-ppo --env-id {self.env_id} --total-timesteps {self.total_timesteps}{flags}"
+        command = f"il-rl train-ppo --env-id {self.env_id} --total-timesteps {self.total_timesteps}"
+        return " ".join([command, *map(flag_of, self.flags.keys(), self.flags.values())])
 
 
 TASKS = [
@@ -67,18 +69,16 @@ def run(job: tuple[Task, int]) -> dict[str, Any]:
     """Train one expert, and clone its student where the task asks for one; return the row."""
     from il_based_rl.agent import BCAgent
     from il_based_rl.collect import collect_demos
-    from il_based_rl.config import PPOConfig, TrainConfig, TrainPPOConfig
+    from il_based_rl.config import TrainConfig, TrainPPOConfig
     from il_based_rl.evaluate import evaluate_policy
     from il_based_rl.train import train
     from il_based_rl.train_ppo import train_ppo
 
     task, seed = job
-    own = {name: value for name, value in task.flags.items() if name in ("num_envs", "hidden_dims")}
-    ppo = PPOConfig(**{name: value for name, value in task.flags.items() if name not in own})
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
         started = time.monotonic()
-        settings = TrainPPOConfig(task.env_id, task.total_timesteps, seed=seed, save_path=f"{folder}/expert.pt", ppo=ppo, **own)
-        expert = train_ppo(settings)
+        plain = TrainPPOConfig(task.env_id, task.total_timesteps, seed=seed, save_path=f"{folder}/expert.pt")
+        expert = train_ppo(applied(task.flags, plain))
         seconds = time.monotonic() - started
         result = evaluate_policy(expert, task.env_id, start_seeds=EXPERT_START_SEEDS)
         row = {

@@ -1,6 +1,7 @@
 """What every measuring process does alike, ours and the peers': run one job, print one JSON line.
 
-Imported by scripts that run in other libraries' virtual environments, so it needs nothing but the standard library and NumPy.
+Imported by scripts that run in other libraries' virtual environments, so it needs nothing but the standard library, and
+Gymnasium for `mean_return`.
 """
 
 from __future__ import annotations

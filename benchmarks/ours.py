@@ -39,7 +39,6 @@ def ppo(
     *,
     envpool: bool = False,
     width: int = 64,
-    batch_size: int = 64,
     device: str = "cpu",
     **flags: Any,
 ) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def ppo(
     from il_based_rl.ppo_agent import PPOAgent
 
     envs = make_envs(env_id, num_envs, backend="envpool" if envpool else "gymnasium")
-    config = PPOConfig(batch_size=batch_size, **flags)
+    config = PPOConfig(**flags)
     spaces = envs.observation_space, envs.action_space
     agent = PPOAgent.for_spaces(*spaces, config, hidden_dims=(width, width), seed=0, device=device)
     taken = seconds(lambda: list(agent.learn(envs, steps)))
@@ -78,9 +77,7 @@ def command() -> dict[str, Any]:
     return {"children_mib": children_mib()}
 
 
-def cloning(
-    width: int, samples: int, *, batch_size: int = 64, fast_path: bool = True, device: str = "cpu", **loss: Any
-) -> dict[str, Any]:
+def cloning(width: int, samples: int, *, device: str = "cpu", **flags: Any) -> dict[str, Any]:
     """Clone random transitions of HalfCheetah's sizes, on a network of two hidden layers."""
     import numpy as np
     from gymnasium.spaces import Box
@@ -103,7 +100,7 @@ def cloning(
         seeds=np.arange(10),
     )
     policy = MLPPolicy(Box(-np.inf, np.inf, (17,)), Box(-1, 1, (6,)), (width, width), activation="tanh")
-    config = BCConfig(epochs=samples // rows, batch_size=batch_size, validation_fraction=0.0, fast_path=fast_path, **loss)
+    config = BCConfig(epochs=samples // rows, validation_fraction=0.0, **flags)
     taken = seconds(lambda: list(BCAgent(policy, config, seed=0, device=device).learn(dataset)))
     return {"samples_per_second": samples / taken}
 

@@ -133,7 +133,7 @@ def return_lines(trained: list[tuple[str, dict[str, Any], float]]) -> list[str]:
         "The same command on both sides; mean return of the last policy from 100 start states that are the same for all, by",
         "training seed, the mean over seeds, and how much ours is above (95% interval over seeds, by Student's t). Plain is",
         "without what our defaults have and SB3's have not, the standardising of observations and rewards. Eight environments",
-        "of MuJoCo take `--n-steps 256`, as the twelve updates of rollouts of the default length teach neither side anything:",
+        "of MuJoCo take `--n-steps 256`, as the thirteen updates of rollouts of the default length teach neither anything:",
         "",
         "| environment id | environments | steps | ours | sb3 | ours, mean | sb3, mean | above [interval] |",
         "|---|---|---|---|---|---|---|---|",

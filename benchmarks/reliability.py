@@ -147,7 +147,7 @@ def session(arguments: Sequence[str], folder: Path, moment: float | None = None,
         process = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, *arguments],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=_one_thread(),
             stdout=subprocess.PIPE,
             stderr=sink,
             text=True,
@@ -234,10 +234,8 @@ def _interrupted(cell: Cell, straight: Path, folder: Path, seconds: float) -> di
             step = ran.said(r"resuming .* at step (\d+): ") or ran.said(r"the run is finished: it has (?:had its )?(\d+)")
             at = "anew" if not resume else None if step is None else int(step)
             interruptions[-1] |= {"resumed_at": at, "said": ran.said(r"resuming .*: (.*)")}
-        if ran.struck is None:
+        if ran.struck is None or moment is None:  # it is done, or did not end by itself
             break
-        if moment is None:
-            break  # it did not end by itself
         left = {"left_with": ran.code, "seconds_to_leave": round(ran.seconds_to_leave, 3)}
         interruptions.append({"seconds": round(moment, 3), "during": ran.struck, **left})
         finished = any("the run is finished" in line for line in ran.messages)
@@ -377,9 +375,9 @@ def judged(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def page(results: dict[str, Any]) -> str:
     """Write the document from the results."""
     machine, rows = results["machine"], results["cells"]
-    struck = Counter(each["during"] for row in rows for each in row["interruptions"])
     claimed = [row for row in rows if row["exact"]]
-    ended = [each for row in rows if row["signal"] == "SIGTERM" for each in row["interruptions"]]
+    struck = Counter(each["during"] for row in claimed for each in row["interruptions"])
+    ended = [each for row in claimed if row["signal"] == "SIGTERM" for each in row["interruptions"]]
     codes = Counter(each["left_with"] for each in ended)
     exits = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
     lines = [

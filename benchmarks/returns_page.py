@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from il_based_rl.statistics import mean_interval
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -257,7 +259,7 @@ def _table_of_changes(compared: Compared) -> list[str]:
         of_seed = {row["seed"]: row["final"] for row in preset}
         pairs = np.array([(of_seed[row["seed"]], row["final"]) for row in changed if row["seed"] in of_seed])
         differences = pairs[:, 1] - pairs[:, 0]
-        low, high = _interval(differences)
+        low, high = mean_interval(differences)
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
         cells = [task, change, str(len(pairs)), *(f"{mean:,.1f}" for mean in pairs.mean(axis=0))]
         lines.append(f"| {' | '.join([*cells, _shown(differences), verdict])} |")
@@ -314,7 +316,7 @@ def _verdict(found: list[dict[str, Any]], asked: Asked) -> str:
     if asked.every_seed:
         reached = int((finals >= asked.at_least).sum())
         return "reached" if reached == len(finals) else f"reached by {reached}"
-    joined = widened(Estimate(float(finals.mean()), *_interval(finals)), _luck(found))
+    joined = widened(Estimate(float(finals.mean()), *mean_interval(finals)), _luck(found))
     if joined.low > asked.at_least:
         return "above"
     if joined.high < asked.at_least:
@@ -328,15 +330,8 @@ def _luck(found: list[dict[str, Any]]) -> float:
 
 
 def _shown(values: np.ndarray) -> str:
-    low, high = _interval(values)
-    return f"{values.mean():,.1f} [{low:,.1f}, {high:,.1f}]" if len(values) > 1 else f"{values.mean():,.1f}"
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    from il_based_rl.statistics import mean_interval
-
     low, high = mean_interval(values)
-    return float(low), float(high)
+    return f"{values.mean():,.1f} [{low:,.1f}, {high:,.1f}]" if len(values) > 1 else f"{values.mean():,.1f}"
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:

@@ -89,7 +89,7 @@ def machine_facts(repetitions: int) -> dict[str, Any]:
 def _linear_algebra() -> str:
     """Say which library NumPy multiplies matrices with, and its kernels; OpenBLAS takes those of OPENBLAS_CORETYPE, if set."""
     found = [each for each in threadpoolctl.threadpool_info() if each["user_api"] == "blas"]
-    return ", ".join(f"{each['internal_api']} ({each.get('architecture', 'unknown')} kernels)" for each in found)
+    return ", ".join(sorted({f"{each['internal_api']} ({each.get('architecture', 'unknown')} kernels)" for each in found}))
 
 
 def main() -> None:

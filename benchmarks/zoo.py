@@ -38,8 +38,8 @@ def card(task: Task, rows: list[dict[str, Any]], row: dict[str, Any], agent: PPO
     demonstrations = collect_demos(task.env_id, agent, DEMONSTRATIONS, seed=0)
     finals = np.array([each["final"] for each in rows])
     low, high = mean_interval(finals)
-    lengths, name, env = demonstrations.episode_lengths, f"zoo:{name_of(task.env_id)}", f"--env-id {task.env_id}"
-    returns = np.add.reduceat(demonstrations.rewards, np.cumsum([0, *lengths[:-1]]))
+    lengths, returns = demonstrations.episode_lengths, demonstrations.returns
+    name, env = f"zoo:{name_of(task.env_id)}", f"--env-id {task.env_id}"
     return f"""\
 # {name_of(task.env_id)}: an expert for {task.env_id}
 

@@ -86,10 +86,13 @@ def test_advantages_are_standardised_by_minibatch_and_a_single_one_says_nothing(
     assert alone == 0.0
 
 
-def test_equal_advantages_favour_no_action():
-    batch = replace(labelled_batch(8), advantages=np.full(8, 3.25, np.float32))
-    for minibatch in batch.minibatches(4, np.random.default_rng(0)):
-        assert minibatch.advantages.tolist() == [0.0] * 4
+@pytest.mark.parametrize("as_arrays", [True, False])
+@pytest.mark.parametrize("value", [0.0, 3.25, 1.3151038, -1e-7, 12345.679])
+def test_equal_advantages_favour_no_action(value, as_arrays):
+    advantages = np.full(250, value, np.float32)  # whose mean is rounded
+    batch = replace(labelled_batch(250, as_arrays), advantages=advantages if as_arrays else torch.from_numpy(advantages))
+    for minibatch in batch.minibatches(100, np.random.default_rng(0)):
+        assert set(np.asarray(minibatch.advantages).tolist()) == {0.0}
 
 
 @pytest.mark.parametrize("as_arrays", [True, False])

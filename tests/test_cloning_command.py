@@ -140,6 +140,12 @@ def test_only_the_first_demonstrations_are_used_if_told_so(capsys):
     assert "--max-demos must be above 0" in refused(f"{TRAIN} --max-demos 0", capsys)
 
 
+def test_how_many_demonstrations_are_used_stays_when_a_run_is_resumed(capsys):
+    main(f"{TRAIN} --epochs 1".split())
+    told = refused("train --resume --save-path c/s.pt --epochs 2 --max-demos 2", capsys)
+    assert "max_demos None, not 2; leave the flag out" in told
+
+
 def test_a_run_that_stops_early_is_finished(capsys):
     main(f"{TRAIN} --epochs 400 --lr 0.03 --patience 2".split())
     epochs = read_checkpoint("c/s.pt")["training"]["epochs"]

@@ -15,7 +15,7 @@ import toy_envs  # noqa: F401 - registers the environments
 from toy_envs import STILL, Steady
 
 from il_based_rl import __main__ as front_door
-from il_based_rl import __version__, cli, collect, doctor, evaluate, pipeline, train, train_ppo
+from il_based_rl import __version__, cli, collect, doctor, evaluate, experiment, pipeline, train, train_ppo
 from il_based_rl.agent import BCAgent
 from il_based_rl.collect import collect_demos
 from il_based_rl.config import BCConfig, TrainPPOConfig
@@ -133,7 +133,7 @@ def test_every_promised_flag_sets_its_setting_and_nothing_else(command, flag, mo
 
 def test_resume_is_off_bare_or_with_a_path(monkeypatch):
     seen = []
-    monkeypatch.setattr(train_ppo, "resumed_checkpoint", lambda resume, save_path: seen.append(resume) or (Path("x"), {}))
+    monkeypatch.setattr(experiment, "resumed_checkpoint", lambda resume, save_path: seen.append(resume) or (Path("x"), {}))
     monkeypatch.setattr(train_ppo, "_stored_settings", lambda checkpoint: TrainPPOConfig())
     assert settings_of("train_ppo", [], monkeypatch)["resume"] is None
     for argv, resume in (

@@ -238,6 +238,17 @@ def test_a_warm_start_goes_on_from_the_last_student_and_a_cold_one_does_not(monk
         assert torch.equal(begun[1], begun[2]) == warm_start
 
 
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_warm_start_goes_on_from_the_scatter_that_was_learned_too(warm, monkeypatch):
+    began = []
+    learn = BCAgent.learn
+    monkeypatch.setattr(BCAgent, "learn", lambda self, dataset: began.append(float(self.log_std[0])) or learn(self, dataset))
+    learner, _ = learned(rounds=2, round_steps=250, warm_start=warm, bc=BCConfig(epochs=5, loss="nll"))
+    assert began[0] == 0.0
+    assert (began[1] != 0.0) is warm
+    assert float(learner.agent.log_std[0]) != 0.0
+
+
 def test_the_best_student_is_what_is_returned(monkeypatch):
     means = iter([1.0, 3.0, 2.0])
     monkeypatch.setattr(Aggregation, "_judged", lambda self: next(means))
@@ -443,7 +454,9 @@ def test_the_command_writes_a_student_and_demonstrations_that_every_other_comman
 @pytest.mark.usefixtures("expert")
 @pytest.mark.parametrize("place", ["_played", "_cloned", "_judged"])
 @pytest.mark.parametrize("nth", [1, 3])
-@pytest.mark.parametrize("flags", ["", "--memory 150 --query-budget 350 --expert-share 0.5", "--no-warm-start --loss nll"])
+@pytest.mark.parametrize(
+    "flags", ["", "--memory 150 --query-budget 350 --expert-share 0.5", "--no-warm-start --loss nll", "--loss nll"]
+)
 def test_a_run_that_was_interrupted_ends_where_one_straight_through_ends(place, nth, flags, monkeypatch):
     main([*RUN.split(), *flags.split()])
     whole, rows = read_checkpoint("c/s.pt"), read_rows("c/s/metrics.jsonl")

@@ -1,5 +1,6 @@
 """Environments: one record of a step whoever steps them, and faults that say where they happened."""
 
+import re
 import sys
 import types
 
@@ -15,6 +16,7 @@ from il_based_rl.errors import (
     ConfigError,
     EnvironmentFaultError,
     MissingExtraError,
+    RenderError,
     UnknownEnvironmentError,
     UnsupportedSpaceError,
 )
@@ -213,6 +215,18 @@ def test_an_unknown_id_names_itself_and_the_nearest(env_id, nearest):
         make_env(env_id)
     assert env_id in str(refusal.value)
     assert nearest in str(refusal.value).replace(env_id, "")
+    assert "MODULE:ID" in str(refusal.value)
+
+
+@pytest.mark.parametrize("env_id", ["my_robots.py:Arm-v0", "./my_robots.py:Arm-v0", "lab/my_robots:Arm-v0"])
+def test_a_file_is_no_module(env_id):
+    with pytest.raises(UnknownEnvironmentError, match=r"names a file; .* as in my_robots:ID"):
+        make_env(env_id)
+
+
+def test_a_constructor_that_knows_of_no_drawing_is_named():
+    with pytest.raises(RenderError, match=r"toy/Counter-v0 cannot be drawn: its constructor takes no render_mode"):
+        make_env("toy/Counter-v0", "rgb_array")
 
 
 def test_an_environment_whose_package_is_missing_gives_the_pip_command(monkeypatch):
@@ -254,8 +268,40 @@ def test_an_environment_of_a_named_module_is_registered_by_it(monkeypatch):
 
 
 def test_a_constructor_that_fails_is_named():
-    with pytest.raises(EnvironmentFaultError, match=r"toy/Unmakeable-v0 cannot be made: OSError: no such device /dev/robot"):
+    with pytest.raises(
+        EnvironmentFaultError, match=r"toy/Unmakeable-v0 cannot be made: OSError: no such device /dev/robot"
+    ) as fault:
         make_env("toy/Unmakeable-v0")
+    assert re.search(r"\(toy_envs\.py, line \d+\)$", str(fault.value))
+
+
+class Silent(gym.Env):
+    """Its step breaks an assertion that says nothing."""
+
+    observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        raise AssertionError
+
+
+def test_where_another_s_code_failed_is_said_and_kept():
+    player = Player(Silent())
+    player.reset(seed=1)
+    with pytest.raises(EnvironmentFaultError, match=r": AssertionError \(test_envs\.py, line \d+\)$") as fault:
+        player.step(np.zeros(2, np.float32))
+    assert isinstance(fault.value.__cause__, AssertionError)
+
+
+def test_what_we_found_wrong_ourselves_names_no_line_of_ours():
+    player = Player(make_env("toy/WrongShape-v0"))
+    player.reset(seed=1)
+    player.step(np.zeros(2, np.float32))
+    with pytest.raises(EnvironmentFaultError, match=r"ValueError: the observation has shape \(2,\), its space \(3,\)$"):
+        player.step(np.zeros(2, np.float32))
 
 
 @pytest.mark.parametrize("make", [lambda i: InProcessEnvs(i, 1), lambda i: make_players(i, 1)])

@@ -580,6 +580,24 @@ def test_what_a_run_is_may_not_change_when_it_is_resumed(changed, capsys):
 
 
 @pytest.mark.usefixtures("saved")
+def test_another_environment_is_refused_by_its_name_when_a_run_with_demonstrations_is_resumed(capsys):
+    main(RUN.split())
+    with pytest.raises(SystemExit) as leaving:
+        main(["finetune", "--resume", "--save-path", "c/f.pt", "--env-id", "CartPole-v1"])
+    assert leaving.value.code == 2
+    assert f"env_id {ENV}, not CartPole-v1; leave the flag out" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("saved")
+def test_its_rows_hold_all_that_the_experts_training_tells():
+    main(RUN.split())
+    main(f"train-ppo --env-id {ENV} --total-timesteps 512 --n-steps 256 --save-path c/e.pt".split())
+    tuned, trained = ({name for row in read_rows(f"c/{run}/metrics.jsonl") for name in row} for run in "fe")
+    assert trained <= tuned
+    assert {"fast_path", "episode_return", "episode_length"} <= trained
+
+
+@pytest.mark.usefixtures("saved")
 @pytest.mark.parametrize("damage", [{}, {"anchor": 3}, {"learner": {}}, {"caution": "x"}, {"draws": {}}, {"updates": -1}])
 def test_a_damaged_state_is_named(damage):
     main(RUN.split())

@@ -375,6 +375,7 @@ OTHER_FUNCTIONS = {
     "a subclassed perceptron": lambda p: set_critic(p, critic_of([3, 8, 8, 1], kind=Doubled)),
     "a forward of its own": lambda p: setattr(p.critic, "forward", lambda x: 2.0 * MLP.forward(p.critic, x)),
     "a shared trunk": lambda p: set_critic_layer(p, 0, p.actor.network.layers[0]),
+    "a layer used twice": lambda p: set_critic_layer(p, 2, p.critic.layers[1]),
     "a shared weight": lambda p: setattr(p.critic.layers[1], "weight", p.actor.network.layers[1].weight),
     "a critic of another activation": lambda p: set_critic(p, critic_of([3, 8, 8, 1], "relu")),
     "a wider critic": lambda p: set_critic(p, critic_of([3, 16, 16, 1])),

@@ -213,6 +213,38 @@ def test_the_state_of_a_recurrent_agent_belongs_to_its_player_and_ends_with_the_
     assert step(players) == [(7, 2, False, True), (9, None, True, True)]
 
 
+def test_a_state_is_handed_back_where_nothing_asks_for_the_start_of_episodes(capsys):
+    asked = []
+
+    def predict(obs, state=None):
+        asked.append(state)
+        return np.zeros(2), (0 if state is None else state) + 1
+
+    players = players_of("toy/Counter-v0")
+    actor = actor_of(predict, players)
+    for _ in range(2):
+        players[0].step(actor(players)[0])
+    players[0].reset(1)
+    actor(players)
+    assert asked == [None, 1, None]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_observation_may_be_called_state():
+    asked = []
+    answer(lambda state: asked.append(state) or np.zeros(2))
+    assert asked[0].shape == (3,)
+
+
+@pytest.mark.parametrize("predict", [lambda obs: (np.zeros(2), 5), lambda obs, **known: (np.zeros(2), 5)])
+def test_a_state_that_cannot_be_handed_back_is_said_once(predict, capsys):
+    players = players_of("toy/Counter-v0")
+    actor = actor_of(predict, players)
+    for _ in range(3):
+        players[0].step(actor(players)[0])
+    assert capsys.readouterr().err.count("takes no `state`") == 1
+
+
 @pytest.mark.parametrize("agent", [object(), None, 3, "agent"])
 def test_what_cannot_be_asked_is_refused_by_its_type(agent):
     with pytest.raises(TypeError, match=rf"predict\(obs\) or be callable, got {type(agent).__name__}"):

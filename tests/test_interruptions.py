@@ -16,6 +16,7 @@ import sys
 import textwrap
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
@@ -617,6 +618,16 @@ def limited(name, seconds):
     except SystemExit as leaving:
         return leaving.code
     return 0
+
+
+@pytest.mark.parametrize("name", ["train-ppo", "train"])
+def test_a_limit_of_time_outside_the_main_thread_is_refused_before_anything_is_replaced(name, start, capsys):
+    assert limited(name, 100) == 0
+    before = {path: path.read_bytes() for path in Path("c").rglob("*") if path.is_file()}
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(limited, name, 100).result() == 2
+    assert "--max-time works in the main thread" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("c").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "-inf", "soon", ""])

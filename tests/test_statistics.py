@@ -51,13 +51,6 @@ def test_interval_of_three_returns_by_hand():
     assert high == pytest.approx(20.0 + 24.841377, abs=1e-5)
 
 
-def test_interval_at_ninety_percent_by_hand():
-    # t(0.95, 3) = 2.353363; four values of standard deviation sqrt(2/3), standard error sqrt(1/6) = 0.408248
-    low, high = mean_interval(np.array([1.0, 1.0, 2.0, 2.0]) + np.array([-0.5, 0.5, -0.5, 0.5]), confidence=0.9)
-    assert (low + high) / 2 == pytest.approx(1.5, rel=1e-12)
-    assert (high - low) / 2 == pytest.approx(2.353363 * 0.408248, abs=1e-5)
-
-
 def test_interval_covers_the_true_mean_as_often_as_it_says():
     samples = np.random.default_rng(0).normal(3.0, 5.0, size=(2000, 6))
     intervals = np.array([mean_interval(sample) for sample in samples])

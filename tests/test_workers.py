@@ -128,6 +128,23 @@ def wrapped():
     return Doubled(Faulty(None))
 
 
+def rescaled():
+    """Wrappers with an array and with a lambda, which neither compare nor go to another process."""
+    ends = np.array([-2.0], np.float32), np.array([2.0], np.float32)
+    return gym.wrappers.TransformReward(gym.wrappers.RescaleAction(Smooth(), *ends), lambda reward: 2.0 * reward)
+
+
+class SlowToStart(Faulty):
+    """Its first reset takes a while, as where something is compiled then."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    def reset(self, *, seed=None, options=None):
+        time.sleep(0.0 if seed is None else 0.7)
+        return super().reset(seed=seed)
+
+
 FAULTS = (
     "raises",
     "unpicklable",
@@ -146,6 +163,8 @@ for _fault in FAULTS:
 gym.register("workers/Smooth-v0", Smooth)
 gym.register("workers/Limited-v0", "test_workers:wrapped", max_episode_steps=3)
 gym.register("workers/Slow-v0", "test_workers:Slow")
+gym.register("workers/Rescaled-v0", "test_workers:rescaled")
+gym.register("workers/SlowToStart-v0", "test_workers:SlowToStart")
 gym.register("workers/Lambda-v0", lambda: Smooth())
 
 pytestmark = pytest.mark.timeout(120)
@@ -209,7 +228,16 @@ def test_the_records_are_those_of_environments_in_this_process(env_id, count, nu
 
 
 @pytest.mark.parametrize(
-    "env_id", ["toy/Bits-v0", "toy/Gears-v0", "toy/Levers-v0", "toy/Wide-v0", "toy/Dict-v0", "workers/Limited-v0"]
+    "env_id",
+    [
+        "toy/Bits-v0",
+        "toy/Gears-v0",
+        "toy/Levers-v0",
+        "toy/Wide-v0",
+        "toy/Dict-v0",
+        "workers/Limited-v0",
+        "workers/Rescaled-v0",
+    ],
 )
 def test_every_kind_of_space_and_registration_gives_the_same_records(env_id):
     assert records(WorkerEnvs(env_id, 3, 2), 12) == records(InProcessEnvs(env_id, 3), 12)
@@ -364,6 +392,11 @@ def test_a_worker_killed_from_outside_is_named():
             EnvironmentFaultError, match=r"environment \d, .*: its worker process died with exit code -9 \(killed"
         ):
             envs.step(np.zeros((4, 1), np.float32))
+
+
+def test_a_first_reset_may_take_longer_than_a_step():
+    with WorkerEnvs("workers/SlowToStart-v0", 2, 1, timeout=0.5) as envs:
+        assert envs.reset([1, 2])[:, 0].tolist() == [1.0, 2.0]
 
 
 def test_a_worker_that_hangs_is_reported(monkeypatch):

@@ -16,7 +16,7 @@ def job(kind: str, **settings: Any) -> dict[str, Any]:
     return {"cloning": cloning, "play": play}[kind](**settings)
 
 
-def cloning(width: int, samples: int, batch_size: int = 64) -> dict[str, Any]:
+def cloning(width: int, samples: int) -> dict[str, Any]:
     """Clone random transitions of HalfCheetah's sizes, on a network of two hidden layers."""
     import numpy as np
     import torch
@@ -42,7 +42,7 @@ def cloning(width: int, samples: int, batch_size: int = 64) -> dict[str, Any]:
         rng=random,
         policy=policy,
         demonstrations=transitions,
-        batch_size=batch_size,
+        batch_size=64,
         device="cpu",
     )
     taken = seconds(lambda: trainer.train(n_epochs=samples // rows, progress_bar=False, log_interval=10**9))

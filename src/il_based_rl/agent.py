@@ -105,12 +105,13 @@ class BCAgent:
         """Return an agent with a fresh student for the spaces that the demonstrations name.
 
         Raises:
-            SpaceMismatchError: The demonstrations name no spaces.
+            SpaceMismatchError: The demonstrations name no spaces, or others than they are of.
+            FileFormatError: What they name as a space is none.
         """
         if not {"observation_space", "action_space"} <= set(dataset.metadata):
             raise SpaceMismatchError(
-                "the demonstrations' metadata name no observation_space and action_space; collect others, "
-                "or in Python make the student by BCAgent.for_spaces"
+                "the demonstrations' metadata name no observation_space and action_space; add them in Python, as "
+                "il_based_rl.spaces.space_to_plain(space) describes each (docs/cloning.md), or collect others"
             )
         _require_sizes(dataset)
         observation_space = space_from_plain(dataset.metadata["observation_space"])
@@ -283,7 +284,7 @@ class BCAgent:
             "versions": package_versions(),
             "architecture": self.policy.architecture,
             "parameters": copied(self.policy.state_dict()),
-            "log_std": None if self.log_std is None else copied({"log_std": self.log_std})["log_std"],
+            "log_std": None if self.log_std is None else self.log_std.detach().to("cpu", copy=True),
             "training": training,
             "run": {},
         }
@@ -332,7 +333,7 @@ class BCAgent:
 
 
 def _require_sizes(dataset: DemoDataset) -> None:
-    """Raise SpaceMismatchError if the spaces that demonstrations name are not of their sizes, before a policy is made."""
+    """Raise an error if the spaces that demonstrations name are not of their sizes, or none, before a policy is made."""
     for name, rows in (("observation_space", dataset.observations), ("action_space", dataset.actions)):
         plain = dataset.metadata[name]
         try:

@@ -15,6 +15,8 @@ from il_based_rl.heads import to_tensor
 
 Array = Any
 """A NumPy array, or a tensor."""
+_ROUNDING = 1e-6
+"""Share of float32 numbers that their mean may be off by."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,11 @@ def _standardized_in_groups(values: Array, size: int) -> Array:
     whole = len(values) // size * size
     for part in (values[:whole].reshape(-1, size), values[whole:].reshape(1, -1)):
         if part.shape[1] > 0:  # in words that arrays and tensors share
-            part -= part.mean(1)[:, None]
-            part /= ((part * part).mean(1) ** 0.5 + 1e-8)[:, None]
+            mean = part.mean(1)
+            part -= mean[:, None]
+            std = (part * part).mean(1) ** 0.5
+            part *= (std > _ROUNDING * abs(mean))[:, None]  # of equal values only the mean's own rounding is left
+            part /= (std + 1e-8)[:, None]
     return values
 
 

@@ -102,13 +102,13 @@ def collect_demos(
             wave = min(num_episodes - len(kept), attempts_left)
             played: list[Episode] = []
             for episode in players.play(playing, [next(seeds) for _ in range(wave)]):
-                played.append(episode)
                 best = max(best, episode.total_reward)
                 wanted = min_return is None or episode.total_reward >= min_return
+                if wanted:
+                    played.append(episode)
                 progress.update(int(wanted), episode_return=episode.total_reward)
             attempts, attempts_left = attempts + wave, attempts_left - wave
-            played.sort(key=lambda episode: episode.index)
-            kept += [episode for episode in played if min_return is None or episode.total_reward >= min_return]
+            kept += sorted(played, key=lambda episode: episode.index)
         if len(kept) < num_episodes:
             raise CollectionError(
                 f"only {len(kept)} of {num_episodes} episodes reached a return of {min_return} in {attempts} attempts "
@@ -180,8 +180,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def collect(config: CollectConfig) -> DemoDataset:
     """Load an expert, collect its demonstrations, write them and print what they are."""
     from il_based_rl.checkpoint import load_agent
+    from il_based_rl.experiment import keep_older
     from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.files import move_aside, require_writable, sweep
+    from il_based_rl.files import require_writable, sweep
     from il_based_rl.statistics import decimals
 
     agent = load_agent(config.checkpoint)
@@ -201,8 +202,7 @@ def collect(config: CollectConfig) -> DemoDataset:
             bounds=config.bounds,
             quiet=config.quiet,
         )
-    if (backup := move_aside(Path(config.save_path), leave_copy=True)) is not None:
-        cli.notice(f"{config.save_path} is replaced; the old file is kept as {backup}")
+    keep_older(Path(config.save_path))
     dataset.save(config.save_path)
     numbers = dataset.summary()
     mean, least, most = (numbers[f"return_{name}"] for name in ("mean", "min", "max"))

@@ -159,8 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def compare(config: CompareConfig) -> Comparison:
     """Load policies, compare them, print the table, and write it as Markdown and as JSON."""
     from il_based_rl.checkpoint import load_agent
+    from il_based_rl.experiment import keep_older
     from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.files import move_aside, require_writable, write_json, write_text
+    from il_based_rl.files import require_writable, write_json, write_text
 
     save_path = Path(config.save_path)
     page = save_path.with_suffix(".md")
@@ -179,9 +180,7 @@ def compare(config: CompareConfig) -> Comparison:
             quiet=config.quiet,
         )
     cli.say(comparison.markdown())
-    for path in (save_path, page):
-        if (backup := move_aside(path, leave_copy=True)) is not None:
-            cli.notice(f"{path} is replaced; the old file is kept as {backup}")
+    keep_older(save_path, page)
     write_json(save_path, comparison.numbers)
     write_text(page, comparison.markdown())
     cli.say(f"Comparison saved to {save_path} and {page}")

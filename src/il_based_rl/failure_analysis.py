@@ -56,7 +56,7 @@ def analyse(
     Returns:
         Plain values: `error_on_expert_states`, `error_on_own_states`, their ratio `covariate_shift` (how much worse the student
         acts where its own actions lead it), both errors over time, `worst_starts`, and with demonstrations
-        `error_on_demonstrations` and how far from the nearest of them the states are; and `reasons`, in words.
+        `error_on_demonstrations` and how far from the nearest of them the states are.
     """
     codec = ObservationCodec(observation_space)
     random = np.random.default_rng(0)  # deterministic actions draw nothing

@@ -206,13 +206,12 @@ def _in_order(networks: Sequence[nn.Module]) -> list[nn.Parameter]:
 
 def reason_against_stacking(networks: Sequence[nn.Module]) -> str | None:
     """Say why networks cannot be computed side by side; None where they can."""
-    shapes = set()
+    shapes, parameters = set(), list[int]()
     for network in networks:
         if type(network) is not MLP or any(type(layer) is not nn.Linear or layer.bias is None for layer in network.layers):
             return "a network is no perceptron of linear layers with biases"
         shapes.add((network.activation, *(layer.in_features for layer in network.linear)))
+        parameters += [id(each) for layer in network.linear for each in (layer.weight, layer.bias)]
     if len(shapes) > 1:
         return "its networks differ in activation or layer sizes"
-    parameters = [id(parameter) for network in networks for layer in network.children() for parameter in layer.parameters()]
-    together = sum(1 for network in networks for layer in network.modules() if type(layer) is nn.Linear) * 2
-    return None if len(set(parameters)) == together else "its networks share parameters"
+    return None if len(set(parameters)) == len(parameters) else "its layers share parameters"

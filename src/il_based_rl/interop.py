@@ -35,7 +35,7 @@ def actor_from(
     Args:
         agent: An agent of this package, anything with `predict(obs) -> action`, or a plain callable of that kind. A foreign one
             is given one observation at a time, `deterministic` if its signature takes it, and `state` and `episode_start` if it
-            names those (recurrent policies); it may return `(action, state)`. Before each episode its `reset()` is called, if
+            names them (recurrent policies); it may return `(action, state)`. Before each episode its `reset()` is called, if
             it has one that needs no arguments: it may remember what it saw, so that whoever plays with it lets one episode
             follow the other. Where its `reset` means something else, hand over its bound `predict` alone.
         observation_space: The environment's.
@@ -51,7 +51,10 @@ def actor_from(
     if own is None:
         predict = getattr(agent, "predict", agent)
         if not callable(predict):
-            raise TypeError(f"agent must have predict(obs) or be callable, got {type(agent).__name__}")
+            raise TypeError(
+                f"agent must have predict(obs) or be callable, got {type(agent).__name__}; hand over its function that chooses "
+                "an action for one observation"
+            )
         return _ForeignActor(predict, getattr(agent, "reset", None), action_space, deterministic)
     if isinstance(own, PPOAgent):
         policy, log_std = own.policy.actor, own.policy.log_std_array()
@@ -171,11 +174,12 @@ class _ForeignActor:
         self._predict, self._space = predict, action_space
         needed, named = _parameters(reset), _parameters(predict)
         self._reset = reset if needed is not None and all(each.default is not each.empty for each in needed) else None
-        names = {each.name for each in named or ()}
+        names = {each.name for each in (named or [])[1:]}  # the first, whatever its name, is the observation
         self._passes_on = "deterministic" not in names and any(each.kind is each.VAR_KEYWORD for each in named or ())
         self._fixed = {"deterministic": deterministic} if "deterministic" in names or self._passes_on else {}
-        self._recurrent = {"state", "episode_start"} <= names
+        self._recurrent, self._told_start = "state" in names, "episode_start" in names
         self._states: dict[int, Any] = {}
+        self._forgets = False
 
     def __call__(self, players: Sequence[Situation]) -> np.ndarray:
         return np.stack([self._act(player) for player in players])
@@ -185,19 +189,31 @@ class _ForeignActor:
         first = player.steps == 0
         if self._recurrent:
             known["state"] = None if first else self._states.get(player.index)
+        if self._told_start:
             known["episode_start"] = np.array([first])
         try:
             if first and self._reset is not None:
                 self._reset()
             answer = self._asked(player, known)
             if isinstance(answer, tuple) and len(answer) == 2 and not self._is_action(answer):
-                answer, self._states[player.index] = answer
+                answer, state = answer
+                self._note_state(player, state)
         except Exception as error:  # another author's agent may fail in any way
             raise EnvironmentFaultError(
                 f"the agent failed in environment {player.index}, step {player.steps} of its episode: "
                 f"{type(error).__name__}: {error}"
             ) from error
         return self._inside(answer, player)
+
+    def _note_state(self, player: Situation, state: Any) -> None:
+        """Keep what is to be handed back in the next step; say so, once, where it cannot be."""
+        if state is not None and not (self._recurrent or self._forgets):
+            self._forgets = True
+            notice(
+                "what the agent's predict returns beside the action is not handed back to it, as it takes no `state`; an agent "
+                "that remembers by it plays without its memory"
+            )
+        self._states[player.index] = state
 
     def _asked(self, player: Situation, known: dict[str, Any]) -> Any:
         try:

@@ -57,7 +57,8 @@ class MLPPolicy(nn.Module):
         generator: Source of the initial weights; None draws them from a generator of its own.
 
     Raises:
-        UnsupportedSpaceError: One of the spaces is of another kind.
+        UnsupportedSpaceError: One of the spaces is of another kind, or too large.
+        ConfigError: An argument is out of range.
     """
 
     def __init__(

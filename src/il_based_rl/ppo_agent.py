@@ -47,6 +47,17 @@ class Progress:
         """Whether this is the first update at or past a multiple of `interval` steps."""
         return self.env_steps // interval > (self.env_steps - self.rollout_steps) // interval
 
+    @property
+    def episode_means(self) -> dict[str, float]:
+        """`episode_return` and `episode_length`: means of the episodes that ended; nothing where none did."""
+        if not self.episodes:
+            return {}
+        count = len(self.episodes)
+        return {
+            "episode_return": sum(episode.total_reward for episode in self.episodes) / count,
+            "episode_length": sum(episode.length for episode in self.episodes) / count,
+        }
+
 
 class PPOAgent:
     """Learns to act by PPO, with its optimiser, reward statistics and random streams.

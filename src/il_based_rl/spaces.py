@@ -53,7 +53,9 @@ class ObservationCodec:
     @property
     def measured(self) -> np.ndarray:
         """Which features are measured quantities, to be standardised, and which one-hot marks. Shape (O,), bool."""
-        return _measured(self.space)
+        if self._composite:
+            return np.concatenate([part.measured for part in self._parts.values()])
+        return np.full(self.size, self._choices is None)
 
     def row(self, obs: Any) -> np.ndarray:
         """Turn one observation, as the environment gives it, into a row.
@@ -174,15 +176,6 @@ def _require_supported(part: gym.Space[Any], whole: gym.Space[Any]) -> None:
         )
     elif np.dtype(part.dtype).itemsize > 8:
         raise UnsupportedSpaceError(f"observation space {part} is not supported; expected numbers of 64 bits at most")
-
-
-def _measured(space: gym.Space[Any]) -> np.ndarray:
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else list(space.spaces)
-        return np.concatenate([_measured(part) for part in parts])
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        return np.zeros(ObservationCodec(space).size, bool)
-    return np.ones(int(np.prod(space.shape or (1,), dtype=int)), bool)
 
 
 def _take(space: gym.Space[Any], batch: Any, i: int) -> Any:

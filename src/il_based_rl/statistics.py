@@ -46,12 +46,11 @@ def decimals(*values: float) -> int:
     return 1 - math.floor(math.log10(largest)) if _ROUNDING < largest < 0.1 else 2
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Student's t interval for the mean of independent values.
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return Student's t interval of 95 % for the mean of independent values.
 
     Args:
         values: Shape (E,), at least one.
-        confidence: Coverage, in (0, 1).
 
     Returns:
         Low and high end; both NaN for a single value, which says nothing about its spread.
@@ -63,7 +62,7 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     if len(values) < 2:
         return math.nan, math.nan
     mean = float(np.mean(values))
-    half_width = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
+    half_width = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return mean - half_width, mean + half_width
 
 

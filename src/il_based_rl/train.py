@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
@@ -12,11 +12,13 @@ from il_based_rl.config import TrainConfig
 from il_based_rl.errors import ResumeError, TimeIsUp
 from il_based_rl.experiment import (
     Checkpoint,
+    named_checkpoint,
     own_settings,
     require_trusted,
     require_unchanged,
     resumed_checkpoint,
     stored_settings,
+    with_seed,
 )
 
 if TYPE_CHECKING:
@@ -29,17 +31,15 @@ _LINES = 10
 """About as many lines are printed, whatever the number of epochs."""
 
 
-_FIXED_AT_RESUME = ("hidden_dims", "seed", "bc", "eval_env_id", "eval_episodes")
+_FIXED_AT_RESUME = ("max_demos", "hidden_dims", "seed", "bc", "eval_env_id", "eval_episodes")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl train`."""
 
     def command() -> None:
-        defaults, checkpoint = TrainConfig(), None
-        resume = cli.given("--resume", argv)
-        if resume is not None and not cli.asks_for_help(argv):
-            checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
+        defaults = TrainConfig()
+        if (checkpoint := named_checkpoint(argv, defaults.save_path)) is not None:
             defaults = _own_settings(checkpoint, defaults, cli.given("--eval-env-id", argv))
         config = cli.parse(defaults, argv, prog="il-rl train", description="Clone a student from demonstrations.")
         train(config, checkpoint)
@@ -66,10 +66,11 @@ def train(config: TrainConfig, checkpoint: Checkpoint | None = None) -> BCAgent:
     from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
     from il_based_rl.experiment.sinks import open_sinks, require_tracking
-    from il_based_rl.experiment.time_limit import time_limit
+    from il_based_rl.experiment.time_limit import require_time_limit, time_limit
 
     require_device(config.device)
     require_tracking(config.tracking)
+    require_time_limit(config.max_time)
     if config.resume is not None and checkpoint is None:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
@@ -151,15 +152,14 @@ def _judge(config: TrainConfig, agent: BCAgent) -> Iterator[Callable[[], float] 
 def _begin(config: TrainConfig, dataset: DemoDataset, checkpoint: Checkpoint | None) -> tuple[BCAgent, TrainConfig]:
     """Return a fresh student or the resumed one, and the settings made complete."""
     from il_based_rl.agent import BCAgent
-    from il_based_rl.seeding import fresh_seed
 
     if checkpoint is None:
-        config = replace(config, seed=fresh_seed() if config.seed is None else config.seed)
+        config = with_seed(config)
         agent = BCAgent.for_dataset(dataset, config.bc, hidden_dims=config.hidden_dims, seed=config.seed, device=config.device)
         return agent, config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
-    config = replace(config, seed=stored.seed if config.seed is None else config.seed)
+    config = with_seed(config, stored.seed)
     require_unchanged(path, stored, config, _FIXED_AT_RESUME)
     if payload["run"]["settings"].get("demonstrations") != dataset.fingerprint:
         raise ResumeError(f"{config.demo_path} holds other demonstrations than those that {path} was trained on")

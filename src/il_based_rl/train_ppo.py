@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from il_based_rl import cli
@@ -13,18 +13,19 @@ from il_based_rl.config import TrainPPOConfig, from_plain
 from il_based_rl.errors import ConfigError, FileFormatError, ResumeError, TimeIsUp, UserError
 from il_based_rl.experiment import (
     Checkpoint,
+    named_checkpoint,
     own_settings,
     require_trusted,
     require_unchanged,
     resumed_checkpoint,
     stored_settings,
+    with_seed,
 )
 from il_based_rl.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
     from il_based_rl.envs import Envs
     from il_based_rl.ppo_agent import PPOAgent
-    from il_based_rl.rollout import FinishedEpisode
 
 # What is heavy (torch, Gymnasium) is imported inside the functions, so that --help need not wait for it.
 
@@ -36,10 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl train-ppo`."""
 
     def command() -> None:
-        defaults, checkpoint = TrainPPOConfig(), None
-        resume = cli.given("--resume", argv)
-        if resume is not None and not cli.asks_for_help(argv):
-            checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
+        defaults = TrainPPOConfig()
+        if (checkpoint := named_checkpoint(argv, defaults.save_path)) is not None:
             defaults = _own_settings(checkpoint, defaults, cli.given("--env-id", argv))
         elif cli.has("--preset", argv) and not cli.asks_for_help(argv):
             defaults = with_preset(defaults, cli.given("--env-id", argv) or defaults.env_id)
@@ -67,13 +66,14 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
     from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
     from il_based_rl.experiment.sinks import open_sinks, require_tracking
-    from il_based_rl.experiment.time_limit import time_limit
+    from il_based_rl.experiment.time_limit import require_time_limit, time_limit
     from il_based_rl.ppo_agent import PPOAgent
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.seeding import start_seeds
 
     require_device(config.device)
     require_tracking(config.tracking)
+    require_time_limit(config.max_time)
     if config.resume is not None and checkpoint is None:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
@@ -124,7 +124,7 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
                 for progress in updates:
                     rate = progress.rollout_steps / (time.perf_counter() - started)
                     facts = {"fast_path": fast_path, "steps_per_second": rate}
-                    metrics = progress.metrics | _episode_means(progress.episodes) | facts
+                    metrics = progress.metrics | progress.episode_means | facts
                     evaluate = progress.passes_multiple_of(config.eval_interval)
                     if evaluate:
                         metrics["eval_reward"] = play_evaluation(agent, players, evaluation_seeds, quiet=config.quiet).mean
@@ -134,7 +134,7 @@ def train_ppo(config: TrainPPOConfig, checkpoint: Checkpoint | None = None) -> P
                         run.checkpoint()
                         if not config.quiet:
                             cli.say(_line(progress.env_steps, metrics))
-                    bar.update(progress.rollout_steps, **_episode_means(progress.episodes))
+                    bar.update(progress.rollout_steps, **progress.episode_means)
                     started = time.perf_counter()
             run.save()
         cli.say(f"Checkpoint saved to {config.save_path}")
@@ -159,16 +159,15 @@ def _begin(config: TrainPPOConfig, envs: Envs, checkpoint: Checkpoint | None) ->
     """Return a fresh agent or the resumed one, and the settings made complete."""
     from il_based_rl.policy import require_spaces
     from il_based_rl.ppo_agent import PPOAgent
-    from il_based_rl.seeding import fresh_seed
 
     if checkpoint is None:
-        config = replace(config, seed=fresh_seed() if config.seed is None else config.seed)
+        config = with_seed(config)
         return fresh_agent(config, envs), config
     path, payload = checkpoint
     stored = _stored_settings(checkpoint)
     if config.preset and not stored.preset:
         raise ConfigError(f"--preset is for a run that begins, and {path} was trained without it; leave the flag out")
-    config = replace(config, seed=stored.seed if config.seed is None else config.seed)
+    config = with_seed(config, stored.seed)
     # An agent that was saved by itself knows no more than these.
     fixed = _FIXED_AT_RESUME if payload["run"] else ("hidden_dims", "activation", "obs_clip", "seed")
     require_unchanged(path, stored, config, fixed)
@@ -203,17 +202,6 @@ def _stored_settings(checkpoint: Checkpoint) -> TrainPPOConfig:
         raise
     except Exception as error:  # what a foreign file holds may be wrong in any way
         raise FileFormatError(f"{path} holds no settings that train-ppo can go on with: {error}") from error
-
-
-def _episode_means(episodes: Sequence[FinishedEpisode]) -> dict[str, float]:
-    """Mean raw return and length of the episodes that ended during a rollout; nothing where none did."""
-    if not episodes:
-        return {}
-    count = len(episodes)
-    return {
-        "episode_return": sum(episode.total_reward for episode in episodes) / count,
-        "episode_length": sum(episode.length for episode in episodes) / count,
-    }
 
 
 def _line(step: int, metrics: dict[str, float]) -> str:

@@ -20,7 +20,7 @@ from il_based_rl.dataset import DemoDataset
 from il_based_rl.errors import ConfigError, FileFormatError, ResumeError, SpaceMismatchError
 from il_based_rl.evaluate import EvaluationResult, play_evaluation
 from il_based_rl.interop import actor_from, mixture, told_distribution
-from il_based_rl.policy import copied, load_parameters, require_counts
+from il_based_rl.policy import copied, load_parameters, load_tensor, require_counts
 from il_based_rl.rollout import EpisodePlayers
 from il_based_rl.seeding import generator, start_seeds
 
@@ -212,7 +212,10 @@ class Aggregation:
             spaces = self._players.observation_space, self._players.action_space
             self.agent = BCAgent.for_spaces(*spaces, bc, hidden_dims=config.hidden_dims, seed=seed, device=config.device)
         else:
+            learned = self.agent.log_std
             self.agent = BCAgent(self.agent.policy, bc, seed=seed, device=config.device)
+            if learned is not None and self.agent.log_std is not None:
+                self.agent.log_std.data.copy_(learned.data)
         loss = math.nan
         for progress in self.agent.learn(dataset):
             loss = progress.metrics["train_loss"]
@@ -253,6 +256,7 @@ class Aggregation:
 
     def payload(self) -> dict[str, Any]:
         """Return what a checkpoint holds: the best student, and beside it what learning goes on from but for what was asked."""
+        learner = self.agent.payload()
         state = {
             "round": self.round,
             "ends": None if self.ends is None else list(self.ends),
@@ -260,7 +264,8 @@ class Aggregation:
             "share": self.share,
             "finished": self.finished,
             "compared": self.compared,
-            "learner": self.agent.payload()["parameters"],
+            "learner": learner["parameters"],
+            "learner_log_std": learner["log_std"],
             "demonstrations": None if self.asked is None else self.asked.fingerprint,
             "expert": digest_of(self.expert),
         }
@@ -280,6 +285,8 @@ class Aggregation:
             require_counts(state, "round")
             self.best = {name: part for name, part in payload.items() if name not in ("dagger", "run")}
             load_parameters(self.agent.policy, state["learner"])
+            if self.agent.log_std is not None and "learner_log_std" in state:  # which files of before lack
+                load_tensor(self.agent.log_std, state["learner_log_std"])
             self.round, self.asked, self._kept, self.compared = state["round"], asked, [], bool(state.get("compared"))
             if asked is not None:
                 self._actors_before = asked.metadata["policies"][1 : 1 + len(asked.metadata["policies"]) - self.round]

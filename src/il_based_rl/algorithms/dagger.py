@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ from il_based_rl.config import DaggerConfig
 from il_based_rl.errors import FileFormatError, FileMissingError, FileWriteError, ResumeError, TimeIsUp
 from il_based_rl.experiment import (
     Checkpoint,
+    named_checkpoint,
     own_settings,
     require_in_memory,
     require_trusted,
     require_unchanged,
     resumed_checkpoint,
     stored_settings,
+    with_seed,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def dagger(expert: Any, env_id: str, **settings: Any) -> tuple[BCAgent, DemoData
     from il_based_rl.experiment.hardware import fitting_threads, require_device
 
     require_in_memory("dagger", settings)
-    config = _with_seed(DaggerConfig(env_id=env_id, **settings))
+    config = with_seed(DaggerConfig(env_id=env_id, **settings))
     require_device(config.device)
     with fitting_threads(config.hidden_dims), contextlib.closing(_started(config, expert)) as learner:
         for _ in learner.learn():
@@ -70,10 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl dagger`."""
 
     def command() -> None:
-        defaults, checkpoint = DaggerConfig(), None
-        resume = cli.given("--resume", argv)
-        if resume is not None and not cli.asks_for_help(argv):
-            checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
+        defaults = DaggerConfig()
+        if (checkpoint := named_checkpoint(argv, defaults.save_path)) is not None:
             defaults = _own_settings(checkpoint, defaults, cli.given("--env-id", argv))
         description = "Clone what an expert would have done where the student goes."
         run_dagger(cli.parse(defaults, argv, prog="il-rl dagger", description=description), checkpoint)
@@ -97,16 +97,17 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
     from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
     from il_based_rl.experiment.sinks import open_sinks, require_tracking
-    from il_based_rl.experiment.time_limit import time_limit
+    from il_based_rl.experiment.time_limit import require_time_limit, time_limit
 
     require_device(config.device)
     require_tracking(config.tracking)
+    require_time_limit(config.max_time)
     if config.resume is not None and checkpoint is None:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
     if checkpoint is None:
         files.require_not_read(expert=config.expert, demo_path=config.demo_path)
-    config = _with_seed(config) if checkpoint is None else _going_on(config, checkpoint)
+    config = with_seed(config) if checkpoint is None else _going_on(config, checkpoint)
     with contextlib.ExitStack() as stack:
         stack.enter_context(fitting_threads(config.hidden_dims))
         learner = stack.enter_context(contextlib.closing(_started(config, load_agent(config.expert), checkpoint)))
@@ -164,12 +165,6 @@ def run_dagger(config: DaggerConfig, checkpoint: Checkpoint | None = None) -> BC
             cli.say(f"Demonstrations saved to {files.folder / DEMOS}")
         cli.say(f"Student saved to {config.save_path}")
     return BCAgent.from_payload(run.kept, config.save_path, device=config.device)
-
-
-def _with_seed(config: DaggerConfig) -> DaggerConfig:
-    from il_based_rl.seeding import fresh_seed
-
-    return replace(config, seed=fresh_seed() if config.seed is None else config.seed)
 
 
 def _started(config: DaggerConfig, expert: Any, checkpoint: Checkpoint | None = None) -> Aggregation:
@@ -280,7 +275,7 @@ def _asked_by(checkpoint: Checkpoint, files: RunFiles) -> DemoDataset | None:
 def _going_on(config: DaggerConfig, checkpoint: Checkpoint) -> DaggerConfig:
     """Return the settings of a resumed run made complete."""
     stored = _stored_settings(checkpoint)
-    config = replace(config, seed=stored.seed if config.seed is None else config.seed)
+    config = with_seed(config, stored.seed)
     require_unchanged(checkpoint[0], stored, config, _FIXED_AT_RESUME)
     return config
 

@@ -13,12 +13,14 @@ from il_based_rl.config import FinetuneConfig
 from il_based_rl.errors import ConfigError, ResumeError, TimeIsUp
 from il_based_rl.experiment import (
     Checkpoint,
+    named_checkpoint,
     own_settings,
     require_in_memory,
     require_trusted,
     require_unchanged,
     resumed_checkpoint,
     stored_settings,
+    with_seed,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def finetune(student: Any, env_id: str, total_timesteps: int, **settings: Any) -
             f"a {type(student).__name__} cannot be fine-tuned, but a BCAgent or a PPOAgent; clone it first, from demonstrations"
         )
     require_in_memory("finetune", settings)
-    config = _with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
+    config = with_seed(FinetuneConfig(env_id=env_id, total_timesteps=total_timesteps, **settings))
     require_device(config.device)
     with fitting_threads(student.hidden_dims), _world(config) as (envs, players):
         require_spaces(_actor_of(student), envs.observation_space, envs.action_space, "the policy", env_id)
@@ -87,10 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `il-rl finetune`."""
 
     def command() -> None:
-        defaults, checkpoint = FinetuneConfig(), None
-        resume = cli.given("--resume", argv)
-        if resume is not None and not cli.asks_for_help(argv):
-            checkpoint = resumed_checkpoint(resume, cli.given("--save-path", argv) or defaults.save_path)
+        defaults = FinetuneConfig()
+        if (checkpoint := named_checkpoint(argv, defaults.save_path)) is not None:
             defaults = _own_settings(checkpoint, defaults, cli.given("--env-id", argv))
         description = "Improve a clone by PPO without falling behind it."
         config = cli.parse(defaults, argv, prog="il-rl finetune", description=description)
@@ -112,16 +112,18 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
     from il_based_rl.experiment.hardware import fitting_threads, numerics, require_device
     from il_based_rl.experiment.run import Run, RunFiles
     from il_based_rl.experiment.sinks import open_sinks, require_tracking
-    from il_based_rl.experiment.time_limit import time_limit
+    from il_based_rl.experiment.time_limit import require_time_limit, time_limit
     from il_based_rl.ppo_agent import PPOAgent
 
     require_device(config.device)
     require_tracking(config.tracking)
+    require_time_limit(config.max_time)
     if config.resume is not None and checkpoint is None:
         checkpoint = resumed_checkpoint(config.resume, config.save_path)
     files = RunFiles(config.save_path)
     if checkpoint is None:
         files.require_not_read(checkpoint=config.checkpoint, demo_path=config.demo_path)
+    config = with_seed(config) if checkpoint is None else _going_on(config, checkpoint)
     with contextlib.ExitStack() as stack:
         envs, players = stack.enter_context(_world(config))
         demos = _demos(config, envs)
@@ -134,6 +136,7 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
             cli.notice(f"the run is finished: it has {agent.env_steps} steps")
             if tuner.settled and (checkpoint is None or files.complete(checkpoint)):
                 return PPOAgent.from_payload(tuner.payload(), config.save_path, device=config.device)
+        fast_path = cli.notice_path(agent.reason_against_fast_path)
         settings = asdict(config) | {"demonstrations": None if demos is None else demos.fingerprint}
         label = f"{config.env_id}_{config.total_timesteps}"
         step = agent.env_steps
@@ -157,7 +160,9 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
             with time_limit(config.max_time):
                 started = time.perf_counter()
                 for progress in updates:
-                    metrics = progress.metrics | {"steps_per_second": progress.rollout_steps / (time.perf_counter() - started)}
+                    rate = progress.rollout_steps / (time.perf_counter() - started)
+                    facts = {"fast_path": fast_path, "steps_per_second": rate}
+                    metrics = progress.metrics | progress.episode_means | facts
                     evaluate = _is_judged(progress, config)
                     if evaluate:
                         metrics |= _facts(tuner, _judged(tuner, config, players))
@@ -167,7 +172,7 @@ def run_finetune(config: FinetuneConfig, checkpoint: Checkpoint | None = None) -
                         run.checkpoint()
                         if not config.quiet:
                             cli.say(_line(progress.env_steps, metrics))
-                    bar.update(progress.rollout_steps)
+                    bar.update(progress.rollout_steps, **progress.episode_means)
                     started = time.perf_counter()
                 best_mean = tuner.best_mean
                 margin = _settled(tuner, config)
@@ -230,12 +235,6 @@ def _settled(tuner: GuardedPPO, config: FinetuneConfig) -> Estimate:
 def _facts(tuner: GuardedPPO, judged: tuple[float, Estimate]) -> dict[str, float]:
     mean, margin = judged
     return {"eval_reward": mean, "margin_over_clone": margin.value, "best_reward": tuner.best_mean, "caution": tuner.caution}
-
-
-def _with_seed(config: FinetuneConfig) -> FinetuneConfig:
-    from il_based_rl.seeding import fresh_seed
-
-    return replace(config, seed=fresh_seed() if config.seed is None else config.seed)
 
 
 def _with_std(config: FinetuneConfig, student: Any, players: EpisodePlayers) -> FinetuneConfig:
@@ -311,11 +310,21 @@ def _begun(
             examples_for(actor, demos)
         files.require_writable()  # which makes folders; what follows may take a while, and play
         with fitting_threads(student.hidden_dims):  # by which initial weights differ too
-            config = _with_std(_with_seed(config), student, players)
+            config = _with_std(config, student, players)
             return _started(config, student, demos), config
     path, payload = checkpoint
-    stored = _stored_settings(checkpoint)
-    config = replace(config, seed=stored.seed if config.seed is None else config.seed)
+    shown = None if demos is None else demos.fingerprint
+    if payload["run"]["settings"].get("demonstrations", shown) != shown:
+        raise ResumeError(f"{config.demo_path} holds other demonstrations than those that {path} was trained on")
+    tuner = GuardedPPO.from_payload(payload, path, config.guard, config.ppo, device=config.device, demos=demos)
+    require_spaces(tuner.agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
+    return tuner, config
+
+
+def _going_on(config: FinetuneConfig, checkpoint: Checkpoint) -> FinetuneConfig:
+    """Return the settings of a resumed run made complete."""
+    path, stored = checkpoint[0], _stored_settings(checkpoint)
+    config = with_seed(config, stored.seed)
     guard, begun = config.guard, stored.guard.action_std
     if guard.action_std is None and begun is not None:  # by which it began, in the bounds that hold from here on
         guard = replace(guard, action_std=min(max(begun, guard.min_action_std), guard.max_action_std))
@@ -324,12 +333,7 @@ def _begun(
     config = replace(config, guard=guard)
     require_unchanged(path, stored, config, _FIXED_AT_RESUME)
     require_unchanged(path, stored.guard, guard, ["fresh_critic"])
-    shown = None if demos is None else demos.fingerprint
-    if payload["run"]["settings"].get("demonstrations", shown) != shown:
-        raise ResumeError(f"{config.demo_path} holds other demonstrations than those that {path} was trained on")
-    tuner = GuardedPPO.from_payload(payload, path, config.guard, config.ppo, device=config.device, demos=demos)
-    require_spaces(tuner.agent.policy.actor, envs.observation_space, envs.action_space, str(path), config.env_id)
-    return tuner, config
+    return config
 
 
 def _own_settings(checkpoint: Checkpoint, defaults: FinetuneConfig, env_id: str | None) -> FinetuneConfig:

@@ -89,15 +89,14 @@ def tune(config: TuneConfig) -> Settings:
         LockedError: Another process searches there.
         EnvironmentFaultError: An environment failed; the trials that ended before are kept.
     """
-    from il_based_rl.envs import Player, can_be_sent, make_env, usable_cores
+    from il_based_rl.envs import Player, can_be_sent, make_env, registration, usable_cores
     from il_based_rl.files import exclusive, require_writable
     from il_based_rl.heads import action_head
 
     states, path = _optuna().trial.TrialState, Path(config.save_path)
     with contextlib.closing(Player(make_env(config.env_id))) as player:  # before anything is written, as it may not be there
         unused = set() if action_head(player.env.action_space).continuous else {"initial_log_std"}
-        spec = player.env.spec
-    assert spec is not None  # as it was made by its ID
+        spec = registration(player.env)
     processes = config.workers or usable_cores()
     if processes > 1 and not can_be_sent(spec):
         cli.notice(f"{config.env_id} cannot be sent to other processes; trials run here, one after the other")

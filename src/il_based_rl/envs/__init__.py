@@ -15,7 +15,7 @@ from il_based_rl.envs.bounds import Bounds, bounds_hold
 from il_based_rl.envs.in_process import InProcessEnvs
 from il_based_rl.envs.pool import EnvPoolEnvs
 from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, LEVELS, Envs, EnvState, StepRecord
-from il_based_rl.envs.single import REPLAYED_STEPS, Player, make_env, resume_level
+from il_based_rl.envs.single import REPLAYED_STEPS, Player, make_env, registration, resume_level
 from il_based_rl.envs.vector_env import VectorEnvs
 from il_based_rl.envs.worker import usable_cores
 from il_based_rl.envs.workers import WorkerEnvs, can_be_sent, pays_to_share
@@ -42,6 +42,7 @@ __all__ = [
     "make_env",
     "make_envs",
     "make_players",
+    "registration",
     "resume_level",
     "usable_cores",
 ]

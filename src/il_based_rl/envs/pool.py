@@ -73,8 +73,8 @@ class EnvPoolEnvs:
                 raise EnvironmentFaultError(
                     f"environment {self._env_id} cannot be made by envpool: {type(error).__name__}: {error}"
                 ) from error
-        spaces = self.observation_space, self.action_space
-        self._envs = VectorEnvs(pool, *spaces, seeds=seeds, strict_bounds=self._strict_bounds)
+            spaces = self.observation_space, self.action_space
+            self._envs = VectorEnvs(pool, *spaces, seeds=seeds, strict_bounds=self._strict_bounds)
         return self._envs.reset(None)
 
     def step(self, actions: np.ndarray) -> StepRecord:

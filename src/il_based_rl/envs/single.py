@@ -6,8 +6,10 @@ import contextlib
 import copy
 import difflib
 import math
+import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +21,10 @@ from gymnasium.envs.registration import EnvSpec
 
 from il_based_rl.envs.bounds import REMEDY, Bounds, short
 from il_based_rl.envs.record import EXACT, FROM_EPISODE, FROM_WEIGHTS, EnvState
-from il_based_rl.errors import ConfigError, EnvironmentFaultError, MissingExtraError, UnknownEnvironmentError
+from il_based_rl.errors import ConfigError, EnvironmentFaultError, MissingExtraError, RenderError, UnknownEnvironmentError
 from il_based_rl.spaces import ObservationCodec
 
+_PACKAGE = Path(__file__).parents[1]
 REPLAYED_STEPS = 20_000
 """An episode's actions are kept for a replay up to so many; a longer one is begun anew when a run is resumed."""
 
@@ -34,12 +37,19 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
         UnknownEnvironmentError: No such id is registered; the nearest ones are named.
         MissingExtraError: The environment needs a package that is not installed.
         EnvironmentFaultError: Its constructor failed.
+        RenderError: It was to be made for drawing, and its constructor knows of none.
     """
     if not isinstance(env_id, str | EnvSpec):
         raise ConfigError(f"an environment is named by its ID, such as 'CartPole-v1'; got {env_id!s:.100}")
     registration, env_id = env_id, env_id if isinstance(env_id, str) else env_id.id
     settings: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # an environment may know of none
-    if ":" in env_id:
+    module = env_id.rpartition(":")[0]
+    if module.endswith(".py") or "/" in module or os.sep in module:
+        raise UnknownEnvironmentError(
+            f"{env_id!r:.200} names a file; expected the name of a module, without .py and folder, as in "
+            f"{Path(module).stem}:ID, run from the folder that it lies in"
+        )
+    if module:
         _find_modules_here()
     with warnings.catch_warnings(record=True) as caught:
         try:
@@ -59,12 +69,27 @@ def make_env(env_id: str | EnvSpec, render_mode: str | None = None) -> gym.Env[A
         except gym.error.Error as error:
             raise UnknownEnvironmentError(f"unknown environment id {env_id!r}: {error}{_nearest(env_id)}") from error
         except (Exception, SystemExit) as error:  # another author's constructor may fail in any way
+            if render_mode is not None and "unexpected keyword argument 'render_mode'" in str(error):
+                raise RenderError(
+                    f"environment {env_id} cannot be drawn: its constructor takes no render_mode; give it one, and name "
+                    f"{render_mode!r} in its metadata's render_modes"
+                ) from error
             fault = EnvironmentFaultError(f"environment {env_id} cannot be made: {_describe(error)}")
             fault.exit_code = 2  # nothing has begun yet
             raise fault from error
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return env
+
+
+def registration(env: gym.Env[Any, Any]) -> EnvSpec:
+    """Return what an environment was made from by its ID, for another process.
+
+    Its own `spec` holds the wrappers too that its entry point has put around it, with arguments that need not survive that.
+    """
+    own = env.unwrapped.spec
+    assert own is not None
+    return gym.registry.get(own.id, own)
 
 
 def _find_modules_here() -> None:
@@ -79,14 +104,21 @@ def _find_modules_here() -> None:
 
 def _nearest(env_id: str) -> str:
     matches = difflib.get_close_matches(env_id, gym.registry.keys(), n=3, cutoff=0.6)
-    return f" (nearest: {', '.join(matches)})" if matches else " (one of a package of its own is given as MODULE:ID)"
+    nearest = f"nearest: {', '.join(matches)}; " if matches else ""
+    return f" ({nearest}one of a package of its own is given as MODULE:ID)"
 
 
 def _describe(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # some cannot even be printed
-        return type(error).__name__
+    """Return an error's kind and text, and where in another's code it arose."""
+    kind, text = type(error).__name__, ""
+    with contextlib.suppress(Exception):  # some cannot even be printed
+        text = str(error)
+    while error.__cause__ is not None:  # Gymnasium's own of one that a constructor raised
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    inner = Path(frames[-1].filename) if frames else _PACKAGE
+    place = "" if _PACKAGE in inner.parents or inner == _PACKAGE else f" ({inner.name}, line {frames[-1].lineno})"
+    return f"{kind}{f': {text}' if text else ''}{place}"
 
 
 class Player:
@@ -138,7 +170,7 @@ class Player:
             self.obs = answer[0]
             self.row = self.codec.row(self.obs)
         except (Exception, SystemExit) as error:  # another author's code may fail in any way
-            raise self._fault(_describe(error)) from None
+            raise self._fault(_describe(error)) from error
         self._require_sound(0.0)
 
     def step(self, action: Any) -> tuple[float, bool, bool]:
@@ -164,7 +196,7 @@ class Player:
             self.row = self.codec.row(self.obs)
             ended = _flag(terminated), _flag(truncated)
         except (Exception, SystemExit) as error:  # as above
-            raise self._fault(_describe(error)) from None
+            raise self._fault(_describe(error)) from error
         self._require_sound(reward)
         self.total_reward += reward
         return reward, *ended

@@ -17,9 +17,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from il_based_rl.envs.record import EnvState, StepRecord
-from il_based_rl.envs.single import Player, make_env, place
+from il_based_rl.envs.single import Player, make_env, place, registration
 from il_based_rl.envs.worker import CLOSE, LOOK_SECONDS, RESET, RESTORE, STATES, STEP, usable_cores, views, work
 from il_based_rl.errors import ConfigError, EnvironmentFaultError
 from il_based_rl.signals import signals_held
@@ -39,7 +40,7 @@ def pays_to_share(env_id: str, num_envs: int) -> bool:
     player, taken = Player(make_env(env_id)), list[float]()
     player.env.action_space.seed(0)
     with contextlib.closing(player):
-        if not can_be_sent(player.env.spec):
+        if not can_be_sent(registration(player.env)):
             return False
         player.reset(seed=0)
         for _ in range(_PROBE_STEPS):
@@ -51,7 +52,7 @@ def pays_to_share(env_id: str, num_envs: int) -> bool:
     return spared * float(np.median(taken)) > SHARING_SECONDS
 
 
-def can_be_sent(spec: Any) -> bool:
+def can_be_sent(spec: EnvSpec) -> bool:
     """Whether another process can make an environment of this registration: not of a class from a notebook, nor of a lambda."""
     try:
         sent = bytes(ForkingPickler.dumps(spec))
@@ -91,8 +92,7 @@ class WorkerEnvs:
         self.num_envs, self._timeout = num_envs, timeout
         with contextlib.closing(Player(make_env(env_id))) as twin:
             self.observation_space, self.action_space = twin.env.observation_space, twin.env.action_space
-            codec, spec = twin.codec, twin.env.spec
-        assert spec is not None
+            codec, spec = twin.codec, registration(twin.env)
         context = _context()
         shapes = {
             "rows": ((num_envs, *codec.row_shape), codec.row_dtype),
@@ -138,7 +138,7 @@ class WorkerEnvs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments; give one for each")
         self._shared["seeds"][:] = seeds
         self._order(RESET)
-        self._answers(self._timeout or ANSWER_SECONDS)
+        self._answers(max(self._timeout or 0.0, STARTING_SECONDS))  # as what is loaded or compiled is so in a first reset
         return self._shared["rows"]
 
     def step(self, actions: np.ndarray) -> StepRecord:
@@ -146,7 +146,7 @@ class WorkerEnvs:
         shared = self._shared
         shared["actions"][:] = actions
         self._order(STEP)
-        self._answers(self._timeout or ANSWER_SECONDS)
+        self._answers()
         done = np.flatnonzero(shared["terminated"] | shared["truncated"])
         finals = {int(i): np.array(shared["final_rows"][i]) for i in done}
         return StepRecord(shared["rows"], shared["rewards"], shared["terminated"], shared["truncated"], finals, self._valid)
@@ -157,7 +157,7 @@ class WorkerEnvs:
             return [None] * self.num_envs
         self._order(STATES)
         states = [state for w in range(len(self._workers)) for state in self._received(w)]
-        self._answers(self._timeout or ANSWER_SECONDS)
+        self._answers()
         return states
 
     def restore(self, states: Sequence[EnvState]) -> tuple[np.ndarray, list[str]]:
@@ -170,7 +170,7 @@ class WorkerEnvs:
             with contextlib.suppress(OSError):  # one that died is noticed below
                 worker.pipe.send(list(states[part]))
         levels = [level for w in range(len(self._workers)) for level in self._received(w)]
-        self._answers(self._timeout or ANSWER_SECONDS)
+        self._answers()
         self._replayed = ()
         return self._shared["rows"], levels
 
@@ -197,8 +197,9 @@ class WorkerEnvs:
         for worker in self._workers:
             worker.go.release()
 
-    def _answers(self, patience: float) -> None:
-        """Wait for every worker; raise what one of them reports, or that it died."""
+    def _answers(self, patience: float | None = None) -> None:
+        """Wait for every worker, for a step where nothing is said; raise what one of them reports, or that it died."""
+        patience = patience or self._timeout or ANSWER_SECONDS
         limit = time.monotonic() + patience
         for w, worker in enumerate(self._workers):
             while not worker.done.acquire(timeout=LOOK_SECONDS):

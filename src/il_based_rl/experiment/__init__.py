@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from il_based_rl.cli import LATEST
+from il_based_rl import cli
 from il_based_rl.config import Settings, from_plain
 from il_based_rl.errors import ConfigError, FileFormatError, ResumeError, UserError
 
@@ -28,7 +28,34 @@ def resumed_checkpoint(resume: str, save_path: str) -> Checkpoint:
     from il_based_rl.experiment.run import RunFiles
     from il_based_rl.files import read_checkpoint
 
-    return RunFiles(save_path).latest_checkpoint() if resume == LATEST else (Path(resume), read_checkpoint(resume))
+    return RunFiles(save_path).latest_checkpoint() if resume == cli.LATEST else (Path(resume), read_checkpoint(resume))
+
+
+def named_checkpoint(argv: Sequence[str] | None, save_path: str) -> Checkpoint | None:
+    """Read what the command line's `--resume` names, before all else of it is judged; None without it, or for help."""
+    resume = cli.given("--resume", argv)
+    if resume is None or cli.asks_for_help(argv):
+        return None
+    return resumed_checkpoint(resume, cli.given("--save-path", argv) or save_path)
+
+
+def with_seed(config: Settings, stored: int | None = None) -> Settings:
+    """Return settings with a seed: their own, or else that of the run that is resumed, or one drawn for a run that begins."""
+    from il_based_rl.seeding import fresh_seed
+
+    run: Any = config
+    if run.seed is not None:
+        return config
+    return replace(run, seed=fresh_seed() if stored is None else stored)
+
+
+def keep_older(*paths: Path) -> None:
+    """Keep files that are about to be replaced, each as `.bak` beside it, and say so."""
+    from il_based_rl.files import move_aside
+
+    for path in paths:
+        if (backup := move_aside(path, leave_copy=True)) is not None:
+            cli.notice(f"{path} is replaced; the old file is kept as {backup}")
 
 
 def require_in_memory(command: str, settings: Mapping[str, Any]) -> None:

@@ -305,11 +305,8 @@ class Run:
             self._open = stack.pop_all()
 
     def _same_numerics(self, before: dict[str, str] | None, level: str | None) -> str:
-        changed = [
-            f"{name} {(before or {}).get(name)}, now {now}"
-            for name, now in self._numerics.items()
-            if (before or {}).get(name) != now
-        ]
+        known = before or {}
+        changed = [f"{name} {known.get(name)}, now {now}" for name, now in self._numerics.items() if known.get(name) != now]
         if level is None or not changed:
             return level or "weights"
         notice(f"not bit for bit what one run straight through would give, as something changed: {'; '.join(changed)}")

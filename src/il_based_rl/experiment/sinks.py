@@ -109,7 +109,7 @@ class TensorBoardSink:
 
 
 def require_tracking(tracking: TrackingConfig) -> None:
-    """Raise MissingExtraError now rather than later, if what is asked for cannot be had."""
+    """Raise MissingExtraError now if Weights & Biases is asked for and not there; of TensorBoard `open_sinks` gives notice."""
     if tracking.wandb:
         require_wandb()
 

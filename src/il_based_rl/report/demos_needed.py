@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def demos_needed(config: DemosNeededConfig) -> list[Point]:
     """Clone students from ever more demonstrations, print what they reach, and write it as JSON and as a figure."""
     from il_based_rl.dataset import DemoDataset
+    from il_based_rl.experiment import keep_older
     from il_based_rl.experiment.hardware import fitting_threads
-    from il_based_rl.files import move_aside, require_writable
+    from il_based_rl.files import require_writable
     from il_based_rl.rollout import EpisodePlayers
     from il_based_rl.statistics import FEW
 
@@ -67,9 +68,7 @@ def demos_needed(config: DemosNeededConfig) -> list[Point]:
     with fitting_threads(config.hidden_dims), EpisodePlayers(_env_id(config, dataset), config.eval_episodes) as players, work:
         dataset.require_env(players.env_id, players.observation_space, players.action_space)
         _student(config, players, seed=0).require_fits(dataset)
-        for path in (save_path, save_path.with_suffix(".svg")):
-            if (backup := move_aside(path, leave_copy=True)) is not None:
-                cli.notice(f"{path} is replaced; the old file is kept as {backup}")
+        keep_older(save_path, save_path.with_suffix(".svg"))
         for count in counts:
             points.append(_point(config, dataset, count, players, work))
             cli.say(f"{count:>6} demonstration{'s' * (count > 1)}: mean return {_shown(points[-1])}")

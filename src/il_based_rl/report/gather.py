@@ -61,7 +61,7 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
 
     Args:
         config: All settings.
-        runs: The expert and its students; where none are given, the first expert's in the folder and those of its environment.
+        runs: The expert and its students; where none are given, those that are found under the folder.
         comparison: Of these runs, where it was made already.
 
     Raises:
