@@ -19,6 +19,7 @@ from il_based_rl.statistics import (
     FEW,
     FEW_FOR_DECILE,
     STATISTICS,
+    difference,
     estimate,
     luck_of_starts,
     proportion,
@@ -49,17 +50,19 @@ Donner 2008 do). Two policies that played from the same start states are compare
 their differences there, which takes out how hard a start state is; two methods by the means of their runs, joined with
 what their differences owe to the start states; one run
 against several says nothing of the luck of the one, and has no interval, but for the random policy, which is no run."""
-HOW = f"""From {FEW} values on, intervals are a bootstrap's: 2,000 resamples, each sample resampled on its own, or all
-alike where they are paired; bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`. Of fewer values,
-as of training seeds, a bootstrap's are too narrow; Student's t takes its place for the mean, Tukey and McLaughlin's
-interval from winsorised values for the interquartile mean, Welch's for a difference of runs, and for the share of an
-advantage Student's t of the ratio made linear. Success and better-or-worse have Wilson's (1927) where there is one run
-of each; of several, success has Student's t of the runs' rates joined with the start states' (where all episodes agree,
-with Wilson's), and better-or-worse, which is said of these start states alone, a bootstrap's from four runs on: too
-narrow where nearly all runs of one are better, and without width where all are. The worst decile, the mean of the
-lowest tenth, has no interval below {FEW_FOR_DECILE} values, and one that is a little too narrow above.
-Where some of a few values are far from the rest, no method here holds what it claims, as the table shows; a warning
-says when values are few."""
+HOW = f"""Differences have Student's t, of the pairs or of runs (Welch's), and shares of an advantage Student's t of the ratio
+made linear, however many values there are: where most pairs are alike and a few far apart, as of policies that seldom
+fail, a bootstrap's interval leaves out a true 0 up to four times as often as it claims. Several comparisons are not
+corrected for being several. What is said of one policy alone has from {FEW} values on a bootstrap's interval: 2,000
+resamples, bias-corrected and accelerated (Efron 1987), by `scipy.stats.bootstrap`; without width where all values are
+equal. Of fewer values, as of training seeds, a bootstrap's are too narrow; Student's t takes its place for the mean,
+and Tukey and McLaughlin's interval from winsorised values for the interquartile mean. Success and better-or-worse
+have Wilson's (1927) where there is one run of each; of several, success has Student's t of the runs' rates joined
+with the start states' (where all episodes agree, with Wilson's), and better-or-worse, which is said of these start
+states alone, a bootstrap's from four runs on: too narrow where nearly all runs of one are better, and without width
+where all are. The worst decile, the mean of the lowest tenth, has no interval below {FEW_FOR_DECILE} values, and one
+that is a little too narrow above. Where some of a few values are far from the rest, no method here holds what it
+claims, as the table shows; a warning says when values are few."""
 
 
 def true_values(draw: Callable[[np.random.Generator, int], np.ndarray]) -> dict[str, float]:
@@ -90,8 +93,19 @@ def coverage_of_shares(paired: bool, size: int, draws: int = DRAWS) -> float:
     for _ in range(draws):
         hard = random.normal(0.0, 20.0, size) if paired else 0.0
         policy, reference, baseline = (hard + random.normal(mean, 10.0, size) for mean in (80.0, 100.0, 0.0))
-        found = share_of_advantage(policy, reference, baseline, random, paired=paired)
+        found = share_of_advantage(policy, reference, baseline, paired=paired)
         held += found.low <= 0.8 <= found.high
+    return held / draws
+
+
+def coverage_of_differences(failing: float, size: int, draws: int = DRAWS) -> float:
+    """Return the share of samples whose interval holds 0, of two equally good policies that sometimes fail."""
+    random, held = np.random.default_rng([size, int(1000 * failing)]), 0
+    for _ in range(draws):
+        fails = random.random((2, size)) < failing
+        one, other = np.where(fails, random.uniform(0, 450, (2, size)), random.normal(480, 15, (2, size)))
+        found = difference(one, other, paired=True)
+        held += found.low <= 0.0 <= found.high
     return held / draws
 
 
@@ -143,7 +157,8 @@ def page(rows: list[tuple[str, str, list[float]]]) -> str:
         "",
         f"`python -m benchmarks.coverage`, {time.strftime('%Y-%m-%d')}: of {DRAWS:,} samples each, the share (in %) whose",
         f"interval held the true value; chance alone moves it by {error:.1f} (one standard deviation). Values: normal; skewed,",
-        "minus a gamma of shape 2; sometimes failing, 80 % around 480 and 20 % anywhere from 0 to 450. Mean of runs: of n runs",
+        "minus a gamma of shape 2; sometimes failing, 80 % around 480 and 20 % anywhere from 0 to 450; differences of two such",
+        "that fail as often as is said, from the same start states. Mean of runs: of n runs",
         "from 100 start states, which differ by 80 (one standard deviation), and runs by 0 or 30; success, likewise, of 90 %.",
         "",
         f"| statistic | values are | {' | '.join(f'n = {size}' for size in SIZES)} |",
@@ -168,6 +183,8 @@ def main() -> None:
     ]
     for paired, kind in ((True, "of the same start states"), (False, "of training runs")):
         rows.append(("share of advantage", kind, [coverage_of_shares(paired, size) for size in SIZES]))
+    for failing in (0.02, 0.05, 0.2):
+        rows.append(("difference", f"{failing:.0%} failing", [coverage_of_differences(failing, size) for size in SIZES]))
     for between in (0.0, 30.0):
         rows.append(("mean of runs", f"{between:.0f} apart", [coverage_of_runs(between, size) for size in SIZES]))
     for hardness in (0.0, 0.8):

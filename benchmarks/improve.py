@@ -295,7 +295,7 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
     from il_based_rl.experiment.hardware import fitting_threads
     from il_based_rl.ppo_agent import PPOAgent
     from il_based_rl.rollout import EpisodePlayers
-    from il_based_rl.seeding import generator, start_seeds
+    from il_based_rl.seeding import start_seeds
 
     task, started = TASKS[name], time.perf_counter()
     if arm == TURNED:
@@ -311,7 +311,7 @@ def run(name: str, arm: str, seed: int) -> dict[str, Any]:
         def judge(tuner: Any) -> None:
             played = play_evaluation(tuner.agent, players, gates, quiet=True).returns
             row.setdefault("training", []).append(round(float(played.mean()), 3))
-            tuner.judge(played, generator(seed, "comparison", tuner.agent.env_steps))
+            tuner.judge(played)
 
         players.action_space.seed(seed)
         still = {

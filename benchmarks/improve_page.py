@@ -195,10 +195,8 @@ def _asked(found: Found, name: str, task: Any, seeds: Sequence[int]) -> list[str
     lines += ["", f"The expert returns {returned}.", ""]
     if later := found.seeds(name, "DAgger", FURTHER):
         best = [float(found.scaled(name, FURTHER, seed)[-1]) for seed in later]
-        random = np.random.default_rng(0)
         clear = [
-            difference(found.returns(name, FURTHER, seed)[-1], found.returns(name, "expert", seed)[0], random, paired=True).low
-            > 0
+            difference(found.returns(name, FURTHER, seed)[-1], found.returns(name, "expert", seed)[0], paired=True).low > 0
             for seed in later
         ]
         steps = int(found.steps(name, FURTHER, later[0])[-1])

@@ -457,7 +457,7 @@ def test_demonstrations_that_name_no_spaces_need_a_policy(missing):
     dataset = linear_demos(50)
     metadata = {name: plain for name, plain in dataset.metadata.items() if name != missing}
     nameless = replace(dataset, metadata=metadata)
-    with pytest.raises(SpaceMismatchError, match="name no observation_space and action_space; .*space_to_plain"):
+    with pytest.raises(SpaceMismatchError, match=r"name no observation_space and action_space; .*space_to_plain"):
         BCAgent.for_dataset(nameless)
     agent = BCAgent(MLPPolicy(PLANE, spaces.Box(-10, 10, (2,)), (8,)), BCConfig(epochs=1), seed=0)
     assert len(list(agent.learn(nameless))) == 1

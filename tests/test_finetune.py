@@ -214,20 +214,20 @@ def random():
 def test_the_gate_keeps_the_best_and_goes_back_to_it(clone):
     tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, gate_patience=1))
     hard = random().normal(-1000, 100, 40)
-    tuner.judge(hard, random())
+    tuner.judge(hard)
     for _ in updates(tuner, 1):
         pass
     better = actor_of(tuner)
-    margin = tuner.judge(hard + 50 + random().normal(0, 10, 40), random())
+    margin = tuner.judge(hard + 50 + random().normal(0, 10, 40))
     assert margin.low > 0
     assert equal(better, {name: tuner.best[f"actor.{name}"] for name in better})
     for _ in updates(tuner, 1):
         pass
-    tuner.judge(hard - 50 + random().normal(0, 10, 40), random())
+    tuner.judge(hard - 50 + random().normal(0, 10, 40))
     assert equal(better, actor_of(tuner))
     assert tuner.caution == 2.0
     rate = tuner._optimizer.shares[0]
-    tuner.judge(hard - 50 + random().normal(0, 10, 40), random())
+    tuner.judge(hard - 50 + random().normal(0, 10, 40))
     assert tuner._optimizer.shares[0] == pytest.approx(rate / 2)
 
 
@@ -235,13 +235,13 @@ def test_the_critic_is_kept_and_warms_up_when_the_actor_goes_back(clone):
     moving = replace(PPO, normalize_obs=True)
     tuner = tuner_for(clone[0], GuardConfig(warmup_variance=1.0, warmup_rollouts=2, gate_patience=1), moving)
     start = actor_of(tuner)
-    tuner.judge(np.zeros(40), random())
+    tuner.judge(np.zeros(40))
     moves, going = [], updates(tuner, 6)
     for k, progress in enumerate(going):
         moves.append(progress.metrics["actor_moves"])
         if k == 2:
             critic = copy.deepcopy(tuner.agent.policy.critic.state_dict())
-            tuner.judge(random().normal(-50, 5, 40), random())
+            tuner.judge(random().normal(-50, 5, 40))
             assert equal(critic, tuner.agent.policy.critic.state_dict())
         if k in (2, 3, 4):
             assert equal(start, actor_of(tuner))
@@ -256,11 +256,11 @@ def test_what_was_cut_before_or_in_a_second_warm_up_goes_on_alike(cut, clone):
     def learned(tuner, count):
         for _ in updates(tuner, count):
             if tuner.agent.env_steps == 3 * PPO.n_steps:
-                tuner.judge(random().normal(-50, 5, 40), random())
+                tuner.judge(random().normal(-50, 5, 40))
 
     straight, begun = (tuner_for(clone[0], guard, moving) for _ in range(2))
     for tuner in (straight, begun):
-        tuner.judge(np.zeros(40), random())
+        tuner.judge(np.zeros(40))
     learned(straight, 7)
     learned(begun, cut)
     gone_on = GuardedPPO.from_payload(begun.payload(), "memory", guard, moving)
@@ -273,27 +273,27 @@ def test_what_was_cut_before_or_in_a_second_warm_up_goes_on_alike(cut, clone):
 def test_the_gate_waits_for_as_many_bad_evaluations_as_it_is_told(clone):
     tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, gate_patience=2))
     start, good, bad = actor_of(tuner), np.zeros(40), random().normal(-50, 5, 40)
-    tuner.judge(good, random())
+    tuner.judge(good)
     for _ in updates(tuner, 1):
         pass
     unclear = np.linspace(-6, 5, 40)  # a little below the clone
     for returns in (bad, unclear, bad):  # not in a row
-        tuner.judge(returns, random())
+        tuner.judge(returns)
     assert tuner.caution == 1.0
     assert not equal(start, actor_of(tuner))
     assert equal(start, {name: tuner.best[f"actor.{name}"] for name in start})  # what would be saved
-    tuner.judge(bad, random())
+    tuner.judge(bad)
     assert tuner.caution == 2.0
     assert equal(start, actor_of(tuner))
 
 
 def test_without_the_gate_nothing_is_taken_back(clone):
     tuner = tuner_for(clone[0], GuardConfig(warmup_rollouts=0, gate=False))
-    tuner.judge(np.zeros(20), random())
+    tuner.judge(np.zeros(20))
     for _ in updates(tuner, 1):
         pass
     now = actor_of(tuner)
-    tuner.judge(np.full(20, -5.0) + random().normal(size=20), random())
+    tuner.judge(np.full(20, -5.0) + random().normal(size=20))
     assert equal(now, actor_of(tuner))
 
 
@@ -303,19 +303,19 @@ def test_the_result_is_not_clearly_below_the_clone_where_nothing_was_chosen(best
     start = actor_of(tuner)
     for _ in updates(tuner, 1):
         pass
-    tuner.judge(np.zeros(10), random())
-    tuner.judge(np.ones(10), random())  # better than the clone, so that it is the best
+    tuner.judge(np.zeros(10))
+    tuner.judge(np.ones(10))  # better than the clone, so that it is the best
     noise = random().normal(0, 10, (2, 60))
     plays = iter([best_plays + noise[0], -1000.0 + noise[1]])
     learner = actor_of(tuner)
-    margin = tuner.settle(lambda: next(plays), random())
+    margin = tuner.settle(lambda: next(plays))
     saved = tuner.payload()["parameters"]
     assert all(torch.equal(start[name], saved[f"actor.{name}"]) for name in start) == (taken == "clone")
     assert equal(learner, actor_of(tuner))  # which goes on from where it was
     assert margin.high >= 0.0
     for _ in updates(tuner, 1):
         pass
-    tuner.judge(np.full(10, 0.5), random())  # better than the clone, and below what was refused
+    tuner.judge(np.full(10, 0.5))  # better than the clone, and below what was refused
     kept = tuner.payload()["parameters"]
     assert all(torch.equal(tensor, kept[f"actor.{name}"]) for name, tensor in actor_of(tuner).items()) == (taken == "clone")
 
@@ -408,7 +408,7 @@ def test_what_it_returns_acts_like_any_expert_and_is_not_below_the_clone(clone):
 
 def test_the_last_policy_is_compared_with_the_clone_too(clone, monkeypatch):
     judged = []
-    monkeypatch.setattr(GuardedPPO, "judge", lambda tuner, returns, random: judged.append(tuner.agent.env_steps))
+    monkeypatch.setattr(GuardedPPO, "judge", lambda tuner, returns: judged.append(tuner.agent.env_steps))
     monkeypatch.setattr(command, "_settled", lambda tuner, config: None)
     finetune(clone[0], ENV, 1300, ppo=PPO, seed=0, eval_interval=1000, eval_episodes=2)
     assert judged == [0, 1024, 1536]
@@ -461,9 +461,9 @@ def played_badly(monkeypatch):
     """Let the final judgement find that the best policy, which plays first, is far below the clone."""
     real = GuardedPPO.settle
 
-    def settle(self, play, random):
+    def settle(self, play):
         plays = iter([np.arange(9.0) - 500.0, np.arange(9.0)])
-        return real(self, lambda: next(plays), random)
+        return real(self, lambda: next(plays))
 
     monkeypatch.setattr(GuardedPPO, "settle", settle)
     return {f"actor.{name}": tensor for name, tensor in load_agent("student.pt").policy.state_dict().items()}
@@ -475,7 +475,7 @@ def test_a_result_that_is_clearly_below_the_clone_is_not_what_is_saved(monkeypat
     with monkeypatch.context() as patched:
         clone = played_badly(patched)
         real = GuardedPPO.judge
-        patched.setattr(GuardedPPO, "judge", lambda self, returns, random: real(self, returns + self.agent.env_steps, random))
+        patched.setattr(GuardedPPO, "judge", lambda self, returns: real(self, returns + self.agent.env_steps))
         main(f"{RUN} {flags}".split())
     for path in ("c/f.pt", "c/f/best.pt"):
         saved = read_checkpoint(path)

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from il_based_rl import pipeline
@@ -314,6 +315,30 @@ def test_a_damaged_student_is_said_to_be_left_out(finished, capsys):
     main(["report", "out", "--no-video", "--num-episodes", "5"])
     assert "bc_student.pt is left out, as it cannot be read" in capsys.readouterr().err
     assert "bc_student.pt is left out, as it cannot be read" in (finished / "report.html").read_text()
+
+
+def test_a_student_that_does_not_fit_what_its_file_says_is_left_out_and_named(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    payload = read_checkpoint("checkpoints/bc_student.pt")
+    for name, damage in (("unfit", {"parameters": {"x": torch.zeros(9999)}}), ("negative", {})):
+        damaged = {**payload, **damage}
+        if name == "negative":
+            damaged["parameters"] = {
+                **payload["parameters"],
+                "normalizer.variance": -payload["parameters"]["normalizer.variance"],
+            }
+        shutil.copytree("checkpoints/bc_student", f"checkpoints/{name}")
+        write_checkpoint(f"checkpoints/{name}.pt", damaged)
+    main(["report", ".", "--num-episodes", "3", "--no-video", "--quiet"])
+    text = Path("report.html").read_text()
+    assert "unfit.pt is left out" in text
+    assert "negative.pt is left out" in text
+
+
+def test_a_run_is_listed_from_inside_its_own_folder(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished / "checkpoints" / "bc_student")
+    main(["runs"])
+    assert "bc_student.pt" in capsys.readouterr().out
 
 
 def test_no_two_parts_of_a_page_have_one_name(finished):

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -707,6 +708,29 @@ def test_a_file_of_metrics_that_holds_only_a_cut_off_row_does_not_swallow_the_ne
     Path("c/a/metrics.jsonl").write_bytes(b'{"step": 12')
     resume("--total-timesteps 192")
     assert steps_of() == [128, 192]
+
+
+def test_rows_go_on_in_a_new_file_where_somebody_removed_the_old_one(tmp_path):
+    rows = RowFile(tmp_path / "run" / "metrics.jsonl")
+    for step in (1, 2, 3):
+        rows.append({"step": step})
+        rows.flush()
+        if step == 1:
+            shutil.rmtree(tmp_path / "run")
+    rows.close()
+    assert rows.path.read_bytes() == b'{"step": 2}\n{"step": 3}\n'
+
+
+def test_rows_that_could_not_be_written_to_the_end_are_an_error(monkeypatch, capsys):
+    def full(self):
+        raise FileWriteError("cannot write metrics.jsonl: No space left on device")
+
+    monkeypatch.setattr(RowFile, "flush", full)
+    with pytest.raises(SystemExit) as leaving:
+        run_ppo(total=128)
+    assert leaving.value.code == 1
+    assert "2 rows of metrics are lost" in capsys.readouterr().err
+    assert read_checkpoint("c/a.pt")["training"]["env_steps"] == 128
 
 
 def test_a_file_of_metrics_that_somebody_empties_takes_all_later_rows(tmp_path):

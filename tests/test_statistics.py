@@ -22,6 +22,7 @@ from il_based_rl.statistics import (
     probability_of_improvement,
     proportion,
     share_of_advantage,
+    success_rate,
     worst_decile,
 )
 
@@ -170,7 +171,7 @@ def test_a_planted_difference_of_two_percent_is_found_by_pairing_and_missed_with
         hard = starts(random)
         expert, student = hard + random.normal(0, 3, 100), 1.02 * hard + random.normal(0, 3, 100)
         for k, paired in enumerate((True, False)):
-            seen[k] += difference(student, expert, random, paired=paired).high < 0.0
+            seen[k] += difference(student, expert, paired=paired).high < 0.0
     assert seen[0] >= 48
     assert seen[1] <= 5
 
@@ -180,7 +181,7 @@ def test_no_difference_is_found_where_there_is_none_as_often_as_is_said():
     for _ in range(200):
         hard = starts(random)
         one, other = (hard + random.normal(0, 3, 100) for _ in range(2))
-        interval = difference(one, other, random, paired=True)
+        interval = difference(one, other, paired=True)
         found += not interval.low <= 0.0 <= interval.high
     assert found <= 20  # of ten expected
 
@@ -188,7 +189,7 @@ def test_no_difference_is_found_where_there_is_none_as_often_as_is_said():
 def test_a_difference_of_few_runs_is_welchs():
     one, other = np.array([1.0, 2.0, 4.0]), np.array([0.0, 1.0, 1.5, 0.5])
     theirs = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
-    found = difference(one, other, generator(), paired=False)
+    found = difference(one, other, paired=False)
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=1e-12)
     assert found.value == pytest.approx(one.mean() - other.mean(), rel=1e-12)
 
@@ -215,7 +216,7 @@ def test_intervals_of_shares_of_few_values_hold_about_as_often_as_they_say(n, pa
     for _ in range(1000):
         hard = random.normal(0, 20, n) if paired else 0.0
         policy, reference, baseline = (hard + random.normal(mean, 10, n) for mean in (80.0, 100.0, 0.0))
-        found = share_of_advantage(policy, reference, baseline, random, paired=paired)
+        found = share_of_advantage(policy, reference, baseline, paired=paired)
         held += found.low <= 0.8 <= found.high
     assert 0.92 <= held / 1000 <= (0.99 if paired else 1.0)  # with the least degrees of freedom, it errs on the safe side
 
@@ -240,7 +241,7 @@ def test_probability_of_improvement_of_runs_is_mann_and_whitneys():
 
 def test_share_of_advantage_by_hand():
     baseline, reference = np.full(50, -1000.0), np.full(50, -100.0)
-    found = share_of_advantage(np.full(50, -109.0), reference, baseline, generator(), paired=True)
+    found = share_of_advantage(np.full(50, -109.0), reference, baseline, paired=True)
     assert found.value == pytest.approx(0.99, rel=1e-12)
     assert (found.low, found.high) == (found.value, found.value)
 
@@ -250,10 +251,26 @@ def test_share_of_advantage_is_narrower_where_start_states_are_shared():
     hard = starts(random)
     baseline, expert, student = 5 * hard, hard + random.normal(0, 3, 100), hard - 5 + random.normal(0, 3, 100)
     widths = [
-        (lambda e: e.high - e.low)(share_of_advantage(student, expert, baseline, random, paired=paired))
-        for paired in (True, False)
+        (lambda e: e.high - e.low)(share_of_advantage(student, expert, baseline, paired=paired)) for paired in (True, False)
     ]
     assert widths[0] < widths[1] / 3
+
+
+@pytest.mark.parametrize(("failing", "size"), [(0.02, 30), (0.02, 100), (0.05, 50)])
+def test_a_difference_of_policies_that_seldom_fail_is_called_clear_no_more_often_than_it_says(failing, size):
+    random, called = np.random.default_rng(0), 0
+    for _ in range(1000):
+        fails = random.random((2, size)) < failing
+        one, other = np.where(fails, random.uniform(0, 450, (2, size)), random.normal(480, 15, (2, size)))
+        found = difference(one, other, paired=True)
+        called += not found.low <= 0.0 <= found.high
+    assert called <= 65
+
+
+def test_success_of_few_runs_that_agree_is_not_taken_for_certain():
+    succeeded = np.tile(np.arange(20) < 18, (2, 1)).astype(float)
+    found = success_rate(succeeded, generator())
+    assert found.low <= proportion(succeeded.ravel()).low < 0.9 < found.high
 
 
 def test_luck_of_starts_by_hand():
@@ -265,8 +282,8 @@ def test_luck_of_starts_by_hand():
     half = 4.302653 * ((7.0 - 4.0 / 2 / 2) / 3) ** 0.5
     assert luck_of_starts((1.0, returns)) == pytest.approx(half, rel=1e-6)
     assert luck_of_starts((-2.0, returns)) == pytest.approx(2 * half, rel=1e-6)
-    # differences of 1, 2 and 0, of variance 1: no more than the two runs differ by at single start states
-    assert luck_of_starts((1.0, returns), (-1.0, returns[:1])) == 0.0
+    # differences of 1, 2 and 0, of variance 1: no more than the two runs differ by at single start states, so that all is kept
+    assert luck_of_starts((1.0, returns), (-1.0, returns[:1])) == pytest.approx(4.302653 * (1.0 / 3) ** 0.5, rel=1e-6)
     assert luck_of_starts((1.0, returns[:1])) == pytest.approx(4.302653 * (4.0 / 3) ** 0.5, rel=1e-6)
     assert math.isnan(luck_of_starts((1.0, returns[:, :1])))
 

@@ -1,9 +1,11 @@
 """Searching settings of PPO: what is tried is kept, gone on with, and judged on new seeds."""
 
+import contextlib
 import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import sqlite3
 import sys
 import time
@@ -20,7 +22,14 @@ from il_based_rl.__main__ import main
 from il_based_rl.algorithms import tune as module
 from il_based_rl.algorithms.tune import flags_of, tune
 from il_based_rl.config import TrainPPOConfig, TuneConfig
-from il_based_rl.errors import EnvironmentFaultError, FileFormatError, LockedError, ResumeError, TrainingDivergedError
+from il_based_rl.errors import (
+    EnvironmentFaultError,
+    FileFormatError,
+    LockedError,
+    ResumeError,
+    Terminated,
+    TrainingDivergedError,
+)
 from il_based_rl.files import exclusive
 
 TINY = {"env_id": "tuning/Aim-v0", "total_timesteps": 2048, "eval_episodes": 2, "confirm_seeds": 0, "workers": 1, "quiet": True}
@@ -140,6 +149,33 @@ def test_a_search_is_gone_on_with_and_keeps_its_trials(quick, capsys):
     assert len({str(params) for params in after}) == 5
     tune(config(trials=5))
     assert len(kept().trials) == 5
+
+
+def test_a_search_that_was_killed_while_it_wrote_is_gone_on_with(quick, tmp_path):
+    tune(config(trials=3))
+    with contextlib.closing(sqlite3.connect(DATABASE)) as database:
+        database.execute("PRAGMA cache_size = 1")  # so that the changes, and what undoes them, are on disk at once
+        database.execute("CREATE TABLE filler (x)")
+        database.executemany("INSERT INTO filler VALUES (?)", [("x" * 1000,)] * 200)
+        for end in ("", "-journal"):
+            shutil.copy(f"{DATABASE}{end}", tmp_path / f"killed.db{end}")
+        database.rollback()
+    assert (tmp_path / "killed.db-journal").stat().st_size > 0
+    tune(config(trials=4, save_path=str(tmp_path / "killed.db")))
+    assert len(optuna.load_study(storage=f"sqlite:///{tmp_path}/killed.db", study_name="il-rl tune").trials) == 4
+
+
+def test_a_termination_that_was_lost_ends_a_search(monkeypatch):
+    monkeypatch.setattr(cli, "_terminated", False)
+    done = []
+
+    def call(number):
+        done.append(number)
+        monkeypatch.setattr(cli, "_terminated", number == 2)
+
+    with pytest.raises(Terminated):
+        list(module._side_by_side(1, gym.spec("CartPole-v1"), call, ((k, (k,)) for k in range(9))))
+    assert done == [0, 1, 2]
 
 
 def test_one_process_gives_the_same_search_twice_and_another_seed_another(quick):

@@ -161,6 +161,12 @@ def _termination_as_exception() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def raise_if_terminated() -> None:
+    """Raise Terminated if SIGTERM had come, and what it raised was lost, as in a destructor or in another's code."""
+    if _terminated:
+        raise Terminated
+
+
 def say(text: str) -> None:
     """Print a result on standard output at once, clear of any progress bar."""
     global _unwritten
@@ -195,10 +201,9 @@ class Progress:
         """Note that more is done, and what it has come to.
 
         Raises:
-            Terminated: SIGTERM had come, and what that raised was lost, as in a destructor or in another's code.
+            Terminated: See `raise_if_terminated`.
         """
-        if _terminated:
-            raise Terminated
+        raise_if_terminated()
         self._done += amount
         if latest and not self._bar.disable:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in latest.items()}, refresh=False)

@@ -195,11 +195,12 @@ def _named(given: Sequence[str]) -> dict[str, list[str]]:
     """
     named: dict[str, list[str]] = {}
     bare = [text for text in given if "=" not in text or Path(text).is_file()]
+    names = {text.partition("=")[0] for text in given if text not in bare}
     for text in given:
         name, _, path = text.partition("=")
         if text in bare:
             alike = [other for other in bare if Path(other).stem == Path(text).stem]
-            name, path = Path(text).stem if len(alike) == 1 else text, text
+            name, path = Path(text).stem if len(alike) == 1 and Path(text).stem not in names else text, text
         if not name:
             raise ConfigError(f"--policies {text} names no policy; expected NAME=PATH or PATH")
         named.setdefault(name, []).append(path)

@@ -98,7 +98,7 @@ def compared(
     if baseline is not None and difference_is_clear(pairs, contenders[0].name, RANDOM):
         for each in contenders[1:]:
             if each is not baseline:
-                shares[each.name] = _share(each, contenders[0], baseline, random)
+                shares[each.name] = _share(each, contenders[0], baseline)
     numbers: dict[str, Any] = {
         "env_id": env_id,
         "reference": contenders[0].name,
@@ -158,7 +158,7 @@ def _pair(one: Contender, other: Contender, random: np.random.Generator) -> dict
     a, b = (each.values if paired else each.run_means for each in (other, one))
     known = not paired and RANDOM in (one.name, other.name)
     a, b = np.broadcast_arrays(a, b) if known else (a, b)
-    found = difference(a, b, random, paired=paired or known)
+    found = difference(a, b, paired=paired or known)
     return {
         "policy": other.name,
         "against": one.name,
@@ -168,12 +168,12 @@ def _pair(one: Contender, other: Contender, random: np.random.Generator) -> dict
     }
 
 
-def _share(policy: Contender, reference: Contender, baseline: Contender, random: np.random.Generator) -> Estimate:
+def _share(policy: Contender, reference: Contender, baseline: Contender) -> Estimate:
     paired = len(policy.results) == len(reference.results) == 1
     if paired:
-        return share_of_advantage(policy.values, reference.values, baseline.values, random, paired=True)
+        return share_of_advantage(policy.values, reference.values, baseline.values, paired=True)
     a, b = (each.run_means - baseline.run_means for each in (policy, reference))
-    found = share_of_advantage(a, b, np.zeros(max(len(a), len(b))), random, paired=False)
+    found = share_of_advantage(a, b, np.zeros(max(len(a), len(b))), paired=False)
     parts = (1.0, policy.returns), (-found.value, reference.returns), (found.value - 1.0, baseline.returns)
     return widened(found, luck_of_starts(*parts) / abs(float(b.mean())))  # of the ratio made linear
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -34,8 +33,12 @@ MAX_SECONDS = 10**9
 """Longest time limit, 31 years; a clock that is set further ahead may not ring."""
 
 
+_MOST = 3.4e38
+"""What float32 holds, in which it is computed."""
+
+
 def _is_finite(value: float) -> bool:
-    return abs(value) <= sys.float_info.max  # a whole number may be too large to be asked otherwise
+    return abs(value) <= _MOST  # a whole number may be too large to be asked otherwise
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -75,6 +75,7 @@ class DemoDataset:
             if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.kind not in kinds:
                 what = getattr(array, "dtype", type(array).__name__)
                 raise ValueError(f"demonstrations hold {name} of type {what}; expected an array of {expected}")
+        object.__setattr__(self, "episode_lengths", self.episode_lengths.astype(np.int64))  # by which rows are counted
         steps, episodes = len(self.observations), len(self.episode_lengths)
         for name in ("observations", "actions"):
             _require(math.prod(getattr(self, name).shape[1:]) > 0, f"{name} of shape {getattr(self, name).shape}")
@@ -194,14 +195,19 @@ class DemoDataset:
 
     @classmethod
     def joined(cls, parts: Iterable[DemoDataset], metadata: Mapping[str, Any]) -> DemoDataset:
-        """Return the episodes of several data sets as one; of the further arrays those that all of them have."""
+        """Return the episodes of several data sets as one; of the further arrays those that all of them have, of one shape."""
         if not (parts := list(parts)):
             raise ValueError("no data sets to join; give one or more")
         if any(part.executed_actions is not None for part in parts):  # of the others it was the label
             parts = [
                 part if part.executed_actions is not None else replace(part, executed_actions=part.actions) for part in parts
             ]
-        shared = [name for name in _OPTIONAL if all(getattr(part, name) is not None for part in parts)]
+        found = {name: [getattr(part, name) for part in parts] for name in _OPTIONAL}
+        shared = [
+            name
+            for name, arrays in found.items()
+            if all(each is not None for each in arrays) and len({each.shape[1:] for each in arrays}) == 1
+        ]
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_ARRAYS, *shared)}
         return cls(**arrays, metadata=metadata)
 

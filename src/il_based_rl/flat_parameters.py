@@ -161,6 +161,8 @@ class FlatAdam:
             found = state.get(name)
             if not isinstance(found, Tensor) or found.shape != tensor.shape or not bool(torch.isfinite(found).all()):
                 raise ValueError(f"the optimiser's {name} is missing or does not fit the policy")
+            if name != "exp_avg" and bool((found < 0).any()):
+                raise ValueError(f"the optimiser's {name} is negative")
             tensor.copy_(found)
 
 

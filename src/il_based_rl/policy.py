@@ -261,6 +261,9 @@ def load_parameters(module: nn.Module, parameters: Any) -> None:
         raise FileFormatError(f"the checkpoint's parameters do not fit the policy that it describes: {reason}") from error
     if not finite:
         raise FileFormatError("the checkpoint holds parameters that are not finite; it is damaged, or training had diverged")
+    for part in module.modules():
+        if isinstance(part, RunningNormalizer) and (part.count < 0 or bool((part.variance < 0).any())):
+            raise FileFormatError("the checkpoint holds statistics of fewer than no observations, or negative variances")
 
 
 def load_tensor(target: Tensor, stored: Any) -> None:

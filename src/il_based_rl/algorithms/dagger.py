@@ -187,17 +187,15 @@ def _asked_in(config: DaggerConfig) -> str:
 def _told_in_the_end(learner: Aggregation) -> str:
     """Compare the best student with the expert from start states that nothing was chosen by, and say what it is worth."""
     from il_based_rl.agent import BCAgent
-    from il_based_rl.seeding import generator
     from il_based_rl.statistics import difference, share_of_advantage
 
     best = BCAgent.from_payload(learner.best, "memory")
     student, expert, random = (learner.evaluated(agent, final=True).returns for agent in (best, learner.expert, None))
     learner.compared = True
-    chance = generator(learner.seed, "comparison")
-    if not difference(expert, random, chance, paired=True).low > 0.0:  # else a share would be of chance
+    if not difference(expert, random, paired=True).low > 0.0:  # else a share would be of chance
         means = student.mean(), expert.mean(), random.mean()
         return "the best student returns {:.2f}, the expert {:.2f}, a random policy {:.2f}".format(*means)
-    share = share_of_advantage(student, expert, random, chance, paired=True)
+    share = share_of_advantage(student, expert, random, paired=True)
     return f"the best student keeps {share} of what the expert is above a random policy"
 
 

@@ -210,26 +210,24 @@ def _is_judged(progress: Progress, config: FinetuneConfig) -> bool:
 def _judged(tuner: GuardedPPO, config: FinetuneConfig, players: EpisodePlayers) -> tuple[float, Estimate]:
     """Let the present policy play from the start states that it is judged by; return its mean return, and its margin."""
     from il_based_rl.evaluate import play_evaluation
-    from il_based_rl.seeding import generator, start_seeds
+    from il_based_rl.seeding import start_seeds
 
     seed = tuner.agent.seed
     seeds = start_seeds(seed, "evaluation in training", config.eval_episodes)
     result = play_evaluation(tuner.agent, players, seeds, quiet=config.quiet)
-    return result.mean, tuner.judge(result.returns, generator(seed, "comparison", tuner.agent.env_steps))
+    return result.mean, tuner.judge(result.returns)
 
 
 def _settled(tuner: GuardedPPO, config: FinetuneConfig) -> Estimate:
     """Choose the result by start states that nothing was chosen by before; return by how much it is above the clone there."""
     from il_based_rl.evaluate import play_evaluation
     from il_based_rl.rollout import EpisodePlayers
-    from il_based_rl.seeding import generator, start_seeds
+    from il_based_rl.seeding import start_seeds
 
     agent = tuner.agent
     seeds = list(start_seeds(agent.seed, "evaluation", config.final_episodes, key=4 + agent.env_steps))
     with EpisodePlayers(config.env_id, len(seeds), bounds=config.bounds) as players:
-        return tuner.settle(
-            lambda: play_evaluation(agent, players, seeds, quiet=config.quiet).returns, generator(agent.seed, "comparison")
-        )
+        return tuner.settle(lambda: play_evaluation(agent, players, seeds, quiet=config.quiet).returns)
 
 
 def _facts(tuner: GuardedPPO, judged: tuple[float, Estimate]) -> dict[str, float]:

@@ -219,21 +219,20 @@ class GuardedPPO:
         features, raw = examples_for(self.agent.policy.actor, demos)
         return to_tensor(features, self.agent.device), to_tensor(raw, self.agent.device)
 
-    def judge(self, returns: np.ndarray, random: np.random.Generator) -> Estimate:
+    def judge(self, returns: np.ndarray) -> Estimate:
         """Compare the present policy with the clone, from the same start states; keep it, or go back to the best one.
 
         The first call is about the clone itself.
 
         Args:
             returns: Of whole episodes by the policy, by start state. Shape (E,).
-            random: For the interval.
 
         Returns:
             By how much the policy's mean return is above the clone's.
         """
         if self.clone_returns is None:
             self.clone_returns = returns
-        margin = difference(returns, self.clone_returns, random, paired=True)
+        margin = difference(returns, self.clone_returns, paired=True)
         self.below = self.below + 1 if margin.high < 0.0 else 0
         if self.guard.gate and self.below >= self.guard.gate_patience:
             self._go_back()
@@ -254,14 +253,13 @@ class GuardedPPO:
         self.caution *= 2.0
         self._schedule()
 
-    def settle(self, play: Callable[[], np.ndarray], random: np.random.Generator) -> Estimate:
+    def settle(self, play: Callable[[], np.ndarray]) -> Estimate:
         """Make sure that the best policy is not clearly below the clone from start states never seen before, or take the clone.
 
         What learns is left as it is, so that learning may go on.
 
         Args:
             play: Lets the agent's policy play from those, and returns its returns by start state.
-            random: For the interval.
 
         Returns:
             By how much the result's mean return is above the clone's there.
@@ -272,9 +270,9 @@ class GuardedPPO:
         best = play()
         policy.actor.load_state_dict(self._clone.state_dict())
         clone = play()
-        margin = difference(best, clone, random, paired=True)
+        margin = difference(best, clone, paired=True)
         if margin.high < 0.0:
-            self.best, margin = copied(policy.state_dict()), difference(clone, clone, random, paired=True)
+            self.best, margin = copied(policy.state_dict()), difference(clone, clone, paired=True)
             self.best_mean = -math.inf if self.clone_returns is None else float(self.clone_returns.mean())
         policy.load_state_dict(learner)
         self.settled = True

@@ -315,7 +315,7 @@ def _enqueue_defaults(study: optuna.Study) -> None:
 def _require_search(path: Path) -> None:
     """Raise FileFormatError for a file that holds something else, in which the search would begin to write."""
     if path.exists() and path.stat().st_size > 0:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not {"studies", "trials"} <= tables:
             raise FileFormatError(f"{path} is a database of something else; choose another --save-path")
@@ -342,6 +342,10 @@ def _optuna() -> Any:
     return optuna
 
 
+_LOOK_SECONDS = 1.0
+"""How often whoever waits for a trial looks whether the search is to end."""
+
+
 def _side_by_side(
     count: int, spec: EnvSpec, call: Callable[..., Result], jobs: Iterable[tuple[Name, tuple[Any, ...]]]
 ) -> Iterator[tuple[Name, Result]]:
@@ -350,7 +354,9 @@ def _side_by_side(
     A job is taken when a process is free for it. However this ends, the processes end soon after.
     """
     if count == 1:
-        yield from ((name, call(*arguments)) for name, arguments in jobs)
+        for name, arguments in jobs:
+            yield name, call(*arguments)
+            cli.raise_if_terminated()
         return
     context, waiting = multiprocessing.get_context("spawn"), iter(jobs)
     told, others = context.Event(), set(multiprocessing.active_children())
@@ -362,7 +368,8 @@ def _side_by_side(
                     running[pool.submit(call, *job[1])] = job[0]
                 if not running:
                     return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cli.raise_if_terminated()
+                for future in wait(running, _LOOK_SECONDS, FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             hint = "try --workers 1; a script begins a search under `if __name__ == '__main__':`"

@@ -38,6 +38,7 @@ _OURS = re.compile(rf"best\.pt|metrics\.jsonl|{_PERIODIC}|demos\.npz")
 """What a run writes in its folder; the last is DAgger's."""
 _KEPT_CHECKPOINTS = 3
 _MOST_FAILED_SAVES = 3
+_LONGEST_TEXT = 1_000
 _LEVELS = {
     "exact": "exactly as if it had run straight through",
     "state": "from the state that it was in",
@@ -196,11 +197,19 @@ def _facts(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
     Raises:
         FileFormatError: It is not what `Run.keep` writes.
     """
-    facts = payload.get("run")
-    kinds = {"wall_seconds": float, "resumes": list, "numerics": dict, "best_eval_reward": float | None}
-    if not isinstance(facts, dict) or (facts and not all(isinstance(facts.get(name), kind) for name, kind in kinds.items())):
+    facts: Any = payload.get("run")
+    if not isinstance(facts, dict) or (facts and not _are_sound(facts)):
         raise FileFormatError(f"{path} is damaged: what its run kept is missing or of a wrong type")
     return facts
+
+
+def _are_sound(facts: dict[str, Any]) -> bool:
+    kinds = {"wall_seconds": float, "resumes": list, "numerics": dict, "best_eval_reward": float | None}
+    if not all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
+        return False
+    texts = [*facts["numerics"], *facts["numerics"].values()]
+    numbers = [facts["wall_seconds"], facts["best_eval_reward"] or 0.0]
+    return all(map(math.isfinite, numbers)) and all(type(text) is str and len(text) < _LONGEST_TEXT for text in texts)
 
 
 def _changed(before: Any, now: Mapping[str, Any], ungrouped: Sequence[str]) -> list[str]:
@@ -331,6 +340,19 @@ class Run:
             if self._rows.waiting == 1:
                 notice(f"{error}; training goes on, and its rows of metrics wait")
 
+    def _require_rows(self, *, ended: bool) -> None:
+        """Say which rows are lost, after a last try; of a run that has ended otherwise that is an error."""
+        try:
+            self._rows.flush()
+        except FileWriteError as error:
+            lost = f"{self._rows.waiting} rows of metrics are lost: {error}"
+            if not ended:
+                notice(lost)
+                return
+            unwritten = FileWriteError(f"{lost}; the policy is saved")
+            unwritten.exit_code = 1
+            raise unwritten from error
+
     def keep(
         self,
         agent: Resumable,
@@ -442,3 +464,4 @@ class Run:
                         sink.close_soon(getattr(error, "exit_code", 130))
                     else:
                         sink.close()
+            self._require_rows(ended=error is None)

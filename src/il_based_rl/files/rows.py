@@ -51,6 +51,11 @@ class RowFile:
         end, waiting = self._state
         lines = b"".join(waiting)
         try:
+            if not self._is_there():  # somebody has removed it, or put another one in its place
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._handle.close()
+                self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+                end = self._handle.seek(0, os.SEEK_END)
             found = self._handle.seek(0, os.SEEK_END)
             if found > end:
                 self._handle.truncate(end)
@@ -62,6 +67,12 @@ class RowFile:
                 self._handle.truncate(end)
             raise unwritable(self.path, error) from error
         self._state = end + len(lines), ()
+
+    def _is_there(self) -> bool:
+        try:
+            return not self._handle.closed and os.path.samestat(os.fstat(self._handle.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def sync(self) -> None:
         """Let what was written outlast a loss of power.

@@ -72,7 +72,7 @@ def write_text(path: str | Path, text: str) -> None:
         FileWriteError: See `atomic_path`.
     """
     with atomic_file(path) as handle:
-        handle.write(text.encode())
+        handle.write(text.encode("utf-8", "replace"))  # a file's name need not be UTF-8
 
 
 def _sync_folder(folder: Path) -> None:

@@ -137,6 +137,7 @@ def read_run(folder: Path) -> FoundRun:
 
 def _save_path(folder: Path) -> Path:
     """Return the save path that a run's folder belongs to, see `experiment.run.RunFiles`."""
+    folder = folder if folder.name else Path(os.path.abspath(folder))  # noqa: PTH100 - "." has no name
     if folder.name.endswith(".run"):
         return folder.with_name(folder.name.removesuffix(".run"))
     usual = folder.with_name(f"{folder.name}.pt")

@@ -68,6 +68,7 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
         FileMissingError: There is no such folder, or no expert in it.
         See `compare.compare_policies`.
     """
+    from il_based_rl.checkpoint import load_agent
     from il_based_rl.compare import compare_policies
     from il_based_rl.experiment import require_trusted
     from il_based_rl.experiment.hardware import fitting_threads
@@ -84,7 +85,14 @@ def report(config: ReportConfig, runs: Sequence[FoundRun] = (), comparison: Comp
     if not runs:
         found = list(find_runs(folder))
         damaged = [f"{run.save_path} is left out, as it cannot be read" for run in found if not run.payload]
-        runs = _chosen([run for run in found if run.payload], folder, config.expert)
+        first, *others = _chosen([run for run in found if run.payload], folder, config.expert)
+        runs = [first]
+        for other in others:
+            try:
+                load_agent(other.save_path)
+                runs.append(other)
+            except UserError as error:
+                damaged.append(f"{other.save_path} is left out: {error}")
     expert = runs[0]
     require_trusted(expert.save_path, expert.env_id, config.env_id)
     env_id = config.env_id or expert.env_id
