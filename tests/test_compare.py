@@ -12,7 +12,7 @@ import pytest
 
 from il_based_rl import compare
 from il_based_rl.collect import collect_demos
-from il_based_rl.compare import compare_policies
+from il_based_rl.compare import _named, compare_policies
 from il_based_rl.config import CompareConfig
 from il_based_rl.errors import ConfigError, FileMissingError, SpaceMismatchError
 from il_based_rl.evaluate import evaluate_policy
@@ -214,6 +214,11 @@ def test_the_same_seed_gives_the_same_numbers(global_generators_untouched):
         return [{name: x for name, x in policy.items() if name != "latency_us"} for policy in found["policies"]], found["pairs"]
 
     assert numbers() == numbers()
+
+
+def test_a_bare_path_does_not_join_a_policy_of_that_name():
+    given = ["student=a.pt", "student=b.pt", "c/student.pt"]
+    assert _named(given) == {"student": ["a.pt", "b.pt"], "c/student.pt": ["c/student.pt"]}
 
 
 def test_what_cannot_be_compared_is_named():

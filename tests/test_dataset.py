@@ -350,6 +350,19 @@ def test_what_a_file_could_not_hold_is_refused_at_once(name, given):
         dataclasses.replace(dataset(), **{name: given})
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int16])
+def test_lengths_of_any_whole_type_count_rows(dtype):
+    other = dataset(episode_lengths=dataset().episode_lengths.astype(dtype))
+    assert same(other.select([1]), dataset().select([1]))
+    assert other.fingerprint == dataset().fingerprint
+
+
+def test_distributions_of_another_width_are_not_joined():
+    narrow, wide = (dataset(distributions=np.zeros((len(dataset()), width))) for width in (1, 2))
+    assert DemoDataset.joined([narrow, wide], {}).distributions is None
+    assert DemoDataset.joined([wide, wide], {}).distributions.shape == (2 * len(dataset()), 2)
+
+
 def test_joined_with_a_disturbed_one_the_labels_of_the_other_were_executed():
     still = dataset()
     noisy = dataclasses.replace(still, executed_actions=still.actions + 1)
