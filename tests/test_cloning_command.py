@@ -140,6 +140,11 @@ def test_only_the_first_demonstrations_are_used_if_told_so(capsys):
     assert "--max-demos must be above 0" in refused(f"{TRAIN} --max-demos 0", capsys)
 
 
+@pytest.mark.parametrize("flag", ["--l2-coef", "--lr"])
+def test_a_setting_beyond_what_is_computed_in_is_refused(flag, capsys):
+    assert f"{flag} must be" in refused(f"{TRAIN} {flag} 1e300", capsys)
+
+
 def test_how_many_demonstrations_are_used_stays_when_a_run_is_resumed(capsys):
     main(f"{TRAIN} --epochs 1".split())
     told = refused("train --resume --save-path c/s.pt --epochs 2 --max-demos 2", capsys)

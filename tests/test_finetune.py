@@ -354,6 +354,15 @@ def test_groups_have_norms_and_rates_of_their_own():
     assert float(flat.grad[flat.places([layers[1].weight])].norm()) == pytest.approx(0.02, rel=1e-4)  # short ones stay
 
 
+@pytest.mark.parametrize("name", ["step", "exp_avg_sq"])
+def test_a_state_of_adam_that_no_step_leads_to_is_refused(name):
+    optimizer = FlatAdam(FlatParameters([torch.nn.Linear(2, 2)]), lr=1e-3)
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    with pytest.raises(ValueError, match=f"{name} is negative"):
+        optimizer.load_state_dict(state | {name: state[name] - 1.0})
+
+
 def test_a_group_that_keeps_still_leaves_no_moment_behind():
     layers = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
     flat = FlatParameters(layers)
