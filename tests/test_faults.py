@@ -21,6 +21,7 @@ import pytest
 
 LENGTH, FAULTY_STEP = 7, 40
 """Steps of an episode; and the step at which something is wrong, counted over all episodes."""
+MOTOR = r"RuntimeError: motor on fire \(test_faults\.py, line \d+\)"
 PLACE = rf"episode {FAULTY_STEP // LENGTH + 1}, step {FAULTY_STEP % LENGTH}, after action \[-?\d\.\d+\]: "
 AT_RESET = r"episode 6, at reset: "
 ROLLOUT = 32
@@ -541,7 +542,7 @@ def test_a_fault_in_an_evaluation_keeps_the_last_whole_update(capsys, monkeypatc
     assert lines[0] == f"saved at step {5 * ROLLOUT}; go on with --resume"
     # The sixth evaluation, each of one episode from the same seed.
     assert re.fullmatch(
-        rf"error: environment 0, seed {seed}, episode 1, step 5, .*: RuntimeError: motor on fire \(.*\)",
+        rf"error: environment 0, seed {seed}, episode 1, step 5, after action .*: {MOTOR}",
         lines[1],
     )
 
@@ -558,7 +559,7 @@ def test_a_fault_in_a_collection_or_an_evaluation_is_one_line_and_leaves_what_wa
     assert code == 1
     (error,) = lines
     assert re.fullmatch(
-        rf"error: environment 2, seed {seed_of(2, purpose)}, episode 1, step 3, .*: RuntimeError: motor on fire \(.*\)",
+        rf"error: environment 2, seed {seed_of(2, purpose)}, episode 1, step 3, after action .*: {MOTOR}",
         error,
     )
     assert [path.read_bytes() for path in Path().glob("d.npz*")] == [b"old"]

@@ -228,6 +228,7 @@ class Reader:
 
     def __init__(self, folder, warm_up):
         self.folder, self._warm_up, self._process = folder, warm_up, None
+        self.files_read = 0
 
     def _start(self):
         path = os.pathsep.join([str(self.folder / "modules"), *sys.path])
@@ -259,6 +260,7 @@ class Reader:
         if self._process is None:
             self._start()
         self._write({"how": how, "path": str(path), **more})
+        self.files_read += 1
         return self._receive(15.0) or {"outcome": "hung, or crashed", "seconds": 0.0, "megabytes": 0.0}
 
     def close(self):
@@ -1622,6 +1624,12 @@ def test_a_part_that_is_said_to_be_a_folder_is_not_left_out(reader, made):
         answer = reader.ask("load_agent", path)
         assert faults(answer, len(sound)) == []
         assert answer.get("digest", expected) == expected
+
+
+def test_more_than_a_thousand_files_were_read(reader, request):
+    chosen = request.config.option.keyword or any("::" in argument for argument in request.config.args)
+    if not chosen:  # where only some tests run, fewer are
+        assert reader.files_read > 1000
 
 
 # ---------------------------------------------------------------------------------------------------------------------------

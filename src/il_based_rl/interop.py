@@ -207,13 +207,14 @@ class _ForeignActor:
 
     def _note_state(self, player: Situation, state: Any) -> None:
         """Keep what is to be handed back in the next step; say so, once, where it cannot be."""
-        if state is not None and not (self._recurrent or self._forgets):
+        if self._recurrent:
+            self._states[player.index] = state
+        elif state is not None and not self._forgets:
             self._forgets = True
             notice(
                 "what the agent's predict returns beside the action is not handed back to it, as it takes no `state`; an agent "
                 "that remembers by it plays without its memory"
             )
-        self._states[player.index] = state
 
     def _asked(self, player: Situation, known: dict[str, Any]) -> Any:
         try:
