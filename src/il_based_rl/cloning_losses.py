@@ -132,11 +132,12 @@ def _nll_loss(head: ActionHead, outputs: Tensor, log_std: Tensor | None, targets
 
 def _nll_grads(head: ActionHead, outputs: np.ndarray, log_std: np.ndarray | None, targets: np.ndarray) -> Grads:
     assert log_std is not None
-    error, precision, rows = outputs - targets, np.exp(-2.0 * log_std), len(outputs)
+    error, share = outputs - targets, np.exp(-2.0 * log_std)
+    share /= len(outputs)
     distances = np.einsum("ba,ba->a", error, error)
-    distances *= precision / rows
+    distances *= share
     loss = float(np.add.reduce(0.5 * distances + log_std)) + 0.5 * LOG_TWO_PI * len(log_std)
-    error *= precision / rows
+    error *= share
     return loss, error, 1.0 - distances
 
 

@@ -114,9 +114,10 @@ class FlatAdam:
             array = grad.numpy()
             count = state["step"].numpy()
             count += 1  # a twentieth of the time of the same on the tensor
-            norm = math.sqrt(float(np.dot(array, array)))
-            if norm + 1e-6 > max_grad_norm:
-                array *= max_grad_norm / (norm + 1e-6)
+            if max_grad_norm < math.inf:
+                norm = math.sqrt(float(np.dot(array, array)))
+                if norm + 1e-6 > max_grad_norm:
+                    array *= max_grad_norm / (norm + 1e-6)
         else:
             state["step"] += 1
             if max_grad_norm < math.inf:

@@ -64,7 +64,9 @@ class StackedMLP:
             np.dot(grad.T, last_hidden, out=weight_grad)
             np.dot(space.ones, grad, out=bias_grad)
             if self._depth:
-                np.dot(grad, self._last[s][0], out=space.last_hidden_grads[s])
+                weight, transposed, _ = self._last[s]
+                left, right = (transposed, grad.T) if space.by_unit else (grad, weight)
+                np.dot(left, right, out=space.last_hidden_grads[s])
         for k in range(self._depth - 1, -1, -1):
             hidden, grad, slope = space.hidden[k], space.hidden_grads[k], space.slopes[k]
             if self._tanh:
@@ -86,15 +88,27 @@ class StackedMLP:
 
 
 class _Workspace:
-    """Arrays for minibatches of one size, so that no step allocates any."""
+    """Arrays for minibatches of one size, so that no step allocates any.
+
+    Layers that all have 256 units or more, and four times as many as the minibatch has rows, lie unit after unit in memory,
+    else row after row; the shapes are the same. OpenBLAS is slow at the product of a matrix with a transposed one: row after
+    row that is the forward pass's, unit after unit it is the weights' gradient's, which has only the rows to sum.
+    """
 
     def __init__(self, rows: int, hidden_sizes: Sequence[tuple[int, ...]], outputs: Sequence[int], dtype: np.dtype) -> None:
-        shapes = [(stack, rows, width) for stack, width in hidden_sizes]
-        self.hidden, self.hidden_grads, self.slopes = ([np.empty(shape, dtype) for shape in shapes] for _ in range(3))
+        self.by_unit = min((width for _, width in hidden_sizes), default=0) >= max(256, 4 * rows)
+
+        def layers() -> list[np.ndarray]:
+            if self.by_unit:
+                return [np.empty((stack, width, rows), dtype).transpose(0, 2, 1) for stack, width in hidden_sizes]
+            return [np.empty((stack, rows, width), dtype) for stack, width in hidden_sizes]
+
+        self.hidden, self.hidden_grads, self.slopes = layers(), layers(), layers()
         self.transposed_grads = [grads.transpose(0, 2, 1) for grads in self.hidden_grads]
-        self._last_hidden, self.last_hidden_grads = (
-            list(each[-1]) if each else [] for each in (self.hidden, self.hidden_grads)
-        )
+        self._last_hidden = list(self.hidden[-1]) if hidden_sizes else []
+        last_grads = self.transposed_grads if self.by_unit else self.hidden_grads
+        self.last_hidden_grads = list(last_grads[-1]) if hidden_sizes else []
+        """As they lie in memory: shape (H, B) each where that is unit after unit, else (B, H)."""
         self.outputs = [np.empty((rows, size), dtype) for size in outputs]
         self.ones = np.ones((1, rows), dtype)
 
