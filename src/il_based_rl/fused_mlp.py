@@ -57,7 +57,10 @@ class StackedMLP:
         return space.outputs
 
     def backward(self, x: np.ndarray, output_grads: Sequence[np.ndarray]) -> None:
-        """Write the gradients of all parameters, given those of the outputs of the last `forward`, shape (B, outputs) each."""
+        """Write the gradients of all parameters, given those of the outputs of the last `forward`, shape (B, outputs) each.
+
+        Once for each forward pass, as the slopes take the place of what it left.
+        """
         space = self._workspace(x)
         for s, (grad, last_hidden) in enumerate(zip(output_grads, space.below_last(x), strict=True)):
             weight_grad, bias_grad = self._last_grads[s]
@@ -68,17 +71,17 @@ class StackedMLP:
                 left, right = (transposed, grad.T) if space.by_unit else (grad, weight)
                 np.dot(left, right, out=space.last_hidden_grads[s])
         for k in range(self._depth - 1, -1, -1):
-            hidden, grad, slope = space.hidden[k], space.hidden_grads[k], space.slopes[k]
-            if self._tanh:
-                np.multiply(hidden, hidden, out=slope)
-                np.subtract(1.0, slope, out=slope)
-                grad *= slope
+            hidden, grad = space.hidden[k], space.hidden_grads[k]
+            if self._tanh:  # 1 - hidden ** 2
+                hidden *= hidden
+                np.subtract(1.0, hidden, out=hidden)
+                grad *= hidden
             else:
                 grad *= hidden > 0.0
-            np.matmul(space.transposed_grads[k], x if k == 0 else space.hidden[k - 1], out=self._weight_grads[k])
-            np.matmul(space.ones, grad, out=self._bias_grads[k])
             if k > 0:
                 np.matmul(grad, self._weights[k], out=space.hidden_grads[k - 1])
+            np.matmul(space.transposed_grads[k], x if k == 0 else space.hidden[k - 1], out=self._weight_grads[k])
+            np.matmul(space.ones, grad, out=self._bias_grads[k])
 
     def _workspace(self, x: np.ndarray) -> _Workspace:
         if len(x) not in self._spaces:
@@ -103,7 +106,7 @@ class _Workspace:
                 return [np.empty((stack, width, rows), dtype).transpose(0, 2, 1) for stack, width in hidden_sizes]
             return [np.empty((stack, rows, width), dtype) for stack, width in hidden_sizes]
 
-        self.hidden, self.hidden_grads, self.slopes = layers(), layers(), layers()
+        self.hidden, self.hidden_grads = layers(), layers()
         self.transposed_grads = [grads.transpose(0, 2, 1) for grads in self.hidden_grads]
         self._last_hidden = list(self.hidden[-1]) if hidden_sizes else []
         last_grads = self.transposed_grads if self.by_unit else self.hidden_grads

@@ -71,12 +71,10 @@ class ActionHead(Protocol):
     def score_grads(self, kept: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Gradients of `sum(weights * log_probs)` by the outputs, and by the log standard deviation where there is one."""
 
-    def entropy_grads(self, kept: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Gradients of the mean entropy by the outputs and by the log standard deviation; None for zero."""
+    def entropy_grads(self, kept: Any) -> tuple[np.ndarray | None, float | None]:
+        """Gradients of the mean entropy by the outputs and by each log standard deviation; None for zero."""
 
-    def entropy_alone(
-        self, outputs: np.ndarray, log_std: np.ndarray | None
-    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+    def entropy_alone(self, outputs: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray | None, float | None]:
         """The mean entropy, and its gradients as `entropy_grads` gives them, where no action is scored."""
 
     def divergence_grads(self, outputs: np.ndarray, others: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray]:

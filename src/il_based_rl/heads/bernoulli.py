@@ -81,14 +81,12 @@ class BernoulliHead:
         _, raw, probabilities = kept
         return (raw - probabilities) * weights[:, None], None
 
-    def entropy_grads(self, kept: _Kept) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def entropy_grads(self, kept: _Kept) -> tuple[np.ndarray | None, float | None]:
         """See `ActionHead`."""
         outputs, _, probabilities = kept
         return -outputs * probabilities * (1.0 - probabilities) / len(outputs), None
 
-    def entropy_alone(
-        self, outputs: np.ndarray, log_std: np.ndarray | None
-    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+    def entropy_alone(self, outputs: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray | None, float | None]:
         """See `ActionHead`."""
         _, entropy, kept = self.score(outputs, log_std, self.mode(outputs))
         return entropy, *self.entropy_grads(kept)

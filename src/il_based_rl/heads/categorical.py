@@ -91,16 +91,14 @@ class CategoricalHead:
         _, probabilities, places = kept
         return self._indicator_minus(probabilities, places) * weights[:, None], None
 
-    def entropy_grads(self, kept: _Kept) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def entropy_grads(self, kept: _Kept) -> tuple[np.ndarray | None, float | None]:
         """See `ActionHead`."""
         log_probs, probabilities, _ = kept
         parts = probabilities * log_probs
         entropies = -np.add.reduceat(parts, self._offsets, axis=-1)
         return -(parts + probabilities * np.repeat(entropies, self._choices, axis=-1)) / len(parts), None
 
-    def entropy_alone(
-        self, outputs: np.ndarray, log_std: np.ndarray | None
-    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+    def entropy_alone(self, outputs: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray | None, float | None]:
         """See `ActionHead`."""
         _, entropy, kept = self.score(outputs, log_std, self.mode(outputs))
         return entropy, *self.entropy_grads(kept)

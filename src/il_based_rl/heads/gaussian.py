@@ -141,18 +141,14 @@ class GaussianHead:
         log_std_grads -= np.add.reduce(weights)
         return distance * np.multiply.outer(weights, precision), log_std_grads
 
-    def entropy_grads(self, kept: _Kept) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def entropy_grads(self, kept: _Kept) -> tuple[np.ndarray | None, float | None]:
         """See `ActionHead`; the entropy does not depend on the outputs."""
-        _, _, precision = kept
-        return None, np.ones_like(precision)
+        return None, 1.0
 
-    def entropy_alone(
-        self, outputs: np.ndarray, log_std: np.ndarray | None
-    ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+    def entropy_alone(self, outputs: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray | None, float | None]:
         """See `ActionHead`."""
         assert log_std is not None
-        entropy = sum(log_std.tolist()) + 0.5 * (1.0 + LOG_TWO_PI) * self.num_actions
-        return entropy, None, np.ones_like(log_std)
+        return sum(log_std.tolist()) + 0.5 * (1.0 + LOG_TWO_PI) * self.num_actions, None, 1.0
 
     def divergence_grads(self, outputs: np.ndarray, others: np.ndarray, log_std: np.ndarray | None) -> tuple[float, np.ndarray]:
         """See `ActionHead`."""
