@@ -4,8 +4,9 @@ Sets up Stable-Baselines3, sbx and imitation in virtual environments of their ow
 job in a process of its own, all sides in turn and all turns several times (A B C, A B C, …), so that a drift of the machine
 meets all alike. Updates and acting run on one thread of the CPU, with the same environment, hyperparameters and network;
 evaluation is off on both sides. Ours standardises observations and rewards on top, and steps slow environments in worker
-processes, as its defaults do. Last, both sides train policies to their end, to see how good they are; what a peer of the same
-packages gave for a seed before is kept, as it would give the same again.
+processes, as its defaults do. Libraries take the kernels that they take by themselves, whatever the shell asks for. Last, both
+sides train policies to their end, to see how good they are; what a peer of the same packages gave for a seed before is kept,
+as it would give the same again.
 
 Writes `benchmarks/results/performance.json`, `docs/performance.md` and `docs/performance.svg`.
 """
@@ -25,8 +26,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import threadpoolctl
-
 from benchmarks.jobs import REQUIREMENTS, Job, comparisons, scaling, trainings
 from benchmarks.performance_page import number, write_page
 
@@ -36,6 +35,8 @@ RESULTS = Path(__file__).parent / "results" / "performance.json"
 
 SCRIPTS = {"sb3": "sb3.py", "sbx": "sb3.py", "imitation": "imitation.py"}
 LIBRARY = {"sb3": "stable_baselines3", "sbx": "sbx"}
+KERNELS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
+"""Variables that name other kernels of matrix products than the libraries would choose."""
 
 
 def set_up_peers() -> None:
@@ -60,7 +61,7 @@ def measure(side: str, settings: dict[str, Any]) -> dict[str, float]:
     """Run one process, and return what it printed with the time that the whole of it took."""
     script = "ours.py" if side not in REQUIREMENTS else f"peers/{SCRIPTS[side]}"
     python = sys.executable if side not in REQUIREMENTS else PEERS / side / "bin" / "python"
-    environment = {**os.environ, "LIBRARY": LIBRARY.get(side, ""), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**_own_choice_of_kernels(), "LIBRARY": LIBRARY.get(side, ""), "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as folder:
         command = [python, Path(__file__).parent / script, json.dumps(settings), f"{folder}/agent.pt"]
         started = time.perf_counter()
@@ -86,9 +87,15 @@ def machine_facts(repetitions: int) -> dict[str, Any]:
     }
 
 
+def _own_choice_of_kernels() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in KERNELS}
+
+
 def _linear_algebra() -> str:
-    """Say which library NumPy multiplies matrices with, and its kernels; OpenBLAS takes those of OPENBLAS_CORETYPE, if set."""
-    found = [each for each in threadpoolctl.threadpool_info() if each["user_api"] == "blas"]
+    """Say which library NumPy multiplies matrices with, and its kernels, as the measured processes have them."""
+    command = [sys.executable, "-m", "threadpoolctl", "-i", "numpy"]
+    output = subprocess.run(command, env=_own_choice_of_kernels(), capture_output=True, text=True, check=True).stdout
+    found = [each for each in json.loads(output) if each["user_api"] == "blas"]
     return ", ".join(sorted({f"{each['internal_api']} ({each.get('architecture', 'unknown')} kernels)" for each in found}))
 
 
