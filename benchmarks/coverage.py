@@ -17,7 +17,7 @@ from scipy import stats
 
 from il_based_rl.statistics import (
     FEW,
-    FEW_FOR_DECILE,
+    FEWEST,
     STATISTICS,
     difference,
     estimate,
@@ -60,9 +60,9 @@ and Tukey and McLaughlin's interval from winsorised values for the interquartile
 have Wilson's (1927) where there is one run of each; of several, success has Student's t of the runs' rates joined
 with the start states' (where all episodes agree, with Wilson's), and better-or-worse, which is said of these start
 states alone, a bootstrap's from four runs on: too narrow where nearly all runs of one are better, and without width
-where all are. The worst decile, the mean of the lowest tenth, has no interval below {FEW_FOR_DECILE} values, and one
-that is a little too narrow above. Where some of a few values are far from the rest, no method here holds what it
-claims, as the table shows; a warning says when values are few."""
+where all are. The median has no interval below {FEWEST["median"]} values. The worst decile, the mean of the lowest
+tenth, has none below {FEWEST["worst_decile"]}, and one that is a little too narrow above. Where some of a few values are
+far from the rest, no method here holds what it claims, as the table shows; a warning says when values are few."""
 
 
 def true_values(draw: Callable[[np.random.Generator, int], np.ndarray]) -> dict[str, float]:

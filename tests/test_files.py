@@ -156,6 +156,23 @@ def test_a_place_that_cannot_be_written_is_named(write, which, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_name_is_refused_at_once_whose_backup_could_not_be_written(tmp_path):
+    longest = next(n for n in range(255, 0, -1) if not raises_when_asked(tmp_path / ("x" * n)))
+    path = tmp_path / ("x" * longest)
+    for text in ("first", "second"):
+        move_aside(path, leave_copy=True)
+        write_text(path, text)
+    assert path.with_name(f"{path.name}.bak").read_text() == "first"
+
+
+def raises_when_asked(path):
+    try:
+        require_writable(path)
+    except FileWriteError:
+        return True
+    return False
+
+
 def test_asking_whether_a_place_can_be_written_leaves_nothing_and_changes_nothing(tmp_path):
     (tmp_path / "old.pt").write_text("old")
     require_writable(tmp_path / "old.pt")

@@ -573,6 +573,18 @@ def test_names_are_no_formulas_and_no_legend_hides_them():
     assert "<svg" in svg(axes.figure, "s\udcff")
 
 
+def test_runs_without_the_metric_are_named(capsys):
+    train("a.pt")
+    train("b.pt", seed=1)
+    Path("b/metrics.jsonl").write_text('{"step": 64, "value_loss": 1.0}\n')
+    capsys.readouterr()
+    main(["plot", "a.pt", "b.pt", "--metric", "eval_reward", "--save-path", "curves.png"])
+    assert capsys.readouterr().out.splitlines() == [
+        "1 run in 1 curve saved to curves.png",
+        "left out, as there are no rows with --metric eval_reward: b",
+    ]
+
+
 def test_experts_and_students_have_no_common_axis(finished, capsys):
     with pytest.raises(SystemExit) as leaving:
         main(["plot", "out/checkpoints/ppo_expert.pt", "out/checkpoints/bc_student.pt", "--metric", "fast_path"])

@@ -13,8 +13,8 @@ from scipy import stats
 
 FEW = 30
 """Of fewer values than this a bootstrap's interval is too narrow, see docs/statistics.md; Student's t takes its place."""
-FEW_FOR_DECILE = 100
-"""Of fewer values than this a tenth is too few to say how sure its mean is; no interval is given."""
+FEWEST = {"median": 5, "worst_decile": 100}
+"""Of fewer values than these no interval is given: all may lie on one side of the median; a tenth is too few for its mean."""
 RESAMPLES = 2_000
 _BATCH = 200
 """Resamples held in memory at once."""
@@ -100,8 +100,8 @@ def estimate(name: str, values: np.ndarray, random: np.random.Generator) -> Esti
     """Estimate one of `STATISTICS` of what independent values are drawn from.
 
     From `FEW` values on the interval is a bootstrap's, and for the median below that too. Of fewer values it is Student's t for
-    the mean, and Tukey and McLaughlin's (1963), a t interval from winsorised values, for the interquartile mean; the worst
-    decile has none below `FEW_FOR_DECILE`.
+    the mean, and Tukey and McLaughlin's (1963), a t interval from winsorised values, for the interquartile mean; `FEWEST` says
+    below how many there is none.
 
     Args:
         name: The statistic.
@@ -109,7 +109,7 @@ def estimate(name: str, values: np.ndarray, random: np.random.Generator) -> Esti
         random: Draws the bootstrap's samples.
     """
     statistic, few = STATISTICS[name], len(values) < FEW
-    if len(values) < 2 or (name == "worst_decile" and len(values) < FEW_FOR_DECILE):
+    if len(values) < FEWEST.get(name, 2):
         return Estimate(float(statistic(values)), math.nan, math.nan)
     if few and (name == "mean" or (name == "interquartile_mean" and len(values) < 4)):  # of fewer than four none is cut off
         return Estimate(float(statistic(values)), *mean_interval(values))

@@ -205,7 +205,8 @@ def require_writable(path: str | Path) -> None:
     try:
         _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):  # as `sweep` knows them
+        # As long as any name that is written there, and as `sweep` knows them.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.bak.", suffix=".tmp"):
             pass
     except OSError as error:
         raise unwritable(path, error) from error

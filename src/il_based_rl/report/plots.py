@@ -185,6 +185,8 @@ def plot(config: PlotConfig) -> None:
         drawn.savefig(temporary, format=Path(config.save_path).suffix.removeprefix("."), dpi=150)
     counts = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in ((len(told), "run"), (len(curves), "curve"))]
     cli.say(f"{' in '.join(counts)} saved to {config.save_path}")
+    if without := [str(run.folder) for run in runs if not run.series(config.metric)[0]]:
+        cli.say(f"left out, as there are no rows with --metric {config.metric}: {', '.join(without)}")
 
 
 def _run_at(path: Path) -> FoundRun:
