@@ -4,9 +4,9 @@ Sets up Stable-Baselines3, sbx and imitation in virtual environments of their ow
 job in a process of its own, all sides in turn and all turns several times (A B C, A B C, …), so that a drift of the machine
 meets all alike. Updates and acting run on one thread of the CPU, with the same environment, hyperparameters and network;
 evaluation is off on both sides. Ours standardises observations and rewards on top, and steps slow environments in worker
-processes, as its defaults do. Libraries take the kernels that they take by themselves, whatever the shell asks for. Last, both
-sides train policies to their end, to see how good they are; what a peer of the same packages gave for a seed before is kept,
-as it would give the same again.
+processes, as its defaults do. Matrix products take the kernels that libraries choose by themselves, whatever the shell asks
+for. Last, both sides train policies to their end, to see how good they are; what a peer of the same packages gave for a seed
+before is kept, as it would give the same again.
 
 Writes `benchmarks/results/performance.json`, `docs/performance.md` and `docs/performance.svg`.
 """

@@ -200,7 +200,7 @@ def _is_begun_by_the_living(temporary: Path) -> bool:
 
 
 def require_writable(path: str | Path) -> None:
-    """Raise FileWriteError now rather than after hours of work, if a file could not be written at `path`."""
+    """Raise FileWriteError now rather than after hours of work, if a file, or its backup, could not be written at `path`."""
     path = Path(path)
     try:
         _require_replaceable(path)
