@@ -35,8 +35,8 @@ which all arms share, and for the observation statistics, which move on on the l
 the other arms. They were chosen on seeds 0 to 2, on the pendulum 0 to 8, on the lander 20 to 26, and these are
 others. *Statistics turned* is the same with frozen ones on these two tasks. *Cloned* is from as many labels as
 DAgger's, of the expert's own steps in whole episodes, with as many examples seen; *disturbed*, from steps that were
-disturbed while the expert's choice was recorded. When fine-tuning after DAgger was
-measured, the gate's intervals were a bootstrap's, which goes back more often than Student's t of the other arms."""
+disturbed while the expert's choice was recorded. When fine-tuning after DAgger was measured, the gate's intervals
+were a bootstrap's, which goes back more often than Student's t of the other arms."""
 
 
 class Found:
